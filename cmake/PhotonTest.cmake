@@ -17,11 +17,19 @@ function(photon_test)
   endif()
   add_executable(${arg_NAME} ${arg_SOURCES})
   target_link_libraries(${arg_NAME} PRIVATE ${arg_LIBS} GTest::gmock GTest::gtest_main)
-  string(REPLACE ";" "\\;" labels "${arg_LABELS}")
   gtest_discover_tests(
     ${arg_NAME}
     TEST_PREFIX "${arg_NAME}."
+    TEST_LIST ${arg_NAME}_TESTS
     DISCOVERY_MODE PRE_TEST
     DISCOVERY_TIMEOUT 60
-    PROPERTIES TIMEOUT ${PHOTON_TEST_TIMEOUT_S} LABELS "${labels}")
+    PROPERTIES TIMEOUT ${PHOTON_TEST_TIMEOUT_S})
+  if(arg_LABELS)
+    # gtest_discover_tests() loses all but the first of several labels, so CTest reads them from a
+    # file of their own.
+    set(labels_file "${CMAKE_CURRENT_BINARY_DIR}/${arg_NAME}_labels.cmake")
+    file(WRITE "${labels_file}"
+         "set_tests_properties(\${${arg_NAME}_TESTS} PROPERTIES LABELS \"${arg_LABELS}\")\n")
+    set_property(DIRECTORY APPEND PROPERTY TEST_INCLUDE_FILES "${labels_file}")
+  endif()
 endfunction()
