@@ -1,7 +1,7 @@
 // The shape of a PHOTON model, as `config.json` of a checkpoint states it.
 //
-// Notation follows docs/model.md: level l = 1 .. L folds C_l units of level l - 1 into one. Code counts
-// levels from 0, so `levels[0]` is level 1 (tokens to units) and `levels.back()` the top.
+// Notation follows docs/model.md: level l = 1 .. L folds C_l units of level l - 1 into one. Code
+// counts levels from 0, so `levels[0]` is level 1 (tokens to units) and `levels.back()` the top.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/types.h"
 
@@ -71,17 +72,18 @@ struct ModelConfig {
   std::optional<int> encoder_embedding_dim;  // E; absent: one table serves encoder and decoder
   bool tie_word_embeddings = false;          // the head is the decoder's embedding table
   bool scale_embeddings = false;             // embeddings times the square root of their width
-  bool final_norm = false;                   // RMSNorm before the head, epsilon of the level-1 decoder
+  bool final_norm = false;  // RMSNorm before the head, epsilon of the level-1 decoder
   std::optional<TokenId> bos_token_id;
-  std::vector<TokenId> eos_token_ids;        // `eos_token_id`: an integer or a list
+  std::vector<TokenId> eos_token_ids;  // `eos_token_id`: an integer or a list
   std::optional<TokenId> pad_token_id;
-  int max_context = 0;                       // tokens
+  int max_context = 0;  // tokens
   std::vector<LevelConfig> levels;
 
   int num_levels() const { return static_cast<int>(levels.size()); }
   // E: width of the token embeddings that the level-1 chunker reads.
   int encoder_embedding_width() const { return encoder_embedding_dim.value_or(embedding_dim); }
-  // Width of the units that level `i`'s chunker reads: E for i = 0, else the width of encoder i - 1.
+  // Width of the units that level `i`'s chunker reads: E for i = 0, else the width of encoder i
+  // - 1.
   int chunker_unit_width(int i) const;
   // P_{i+1}: tokens under one unit of `levels[i]`. tokens_per_unit(-1) is 1.
   int tokens_per_unit(int i) const;
@@ -92,13 +94,21 @@ struct ModelConfig {
 };
 
 // Parses and validates. kInvalidArgument names the field, what was expected and what was found:
-// "levels[1].encoder.num_kv_heads: must divide num_heads (8), got 3". Unknown fields are refused.
+// "levels[1].encoder.num_kv_heads: must divide num_heads (8), got 3"; several problems are joined
+// by
+// "; ". Unknown, duplicate and missing fields are refused; encoder_embedding_dim, the three token
+// ids and the informational `dtype` may be absent.
 absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view json);
+
+// The part of ParseModelConfig that looks at values rather than at JSON, for configs built in code.
+// The message holds every problem found, in the same words.
+absl::Status ValidateModelConfig(const ModelConfig& config);
 
 // Writes the config.json that ParseModelConfig reads.
 std::string ModelConfigToJson(const ModelConfig& config);
 
-// Name and shape of a tensor that a checkpoint of this config holds; shapes as docs/checkpoint.md has.
+// Name and shape of a tensor that a checkpoint of this config holds; shapes as docs/checkpoint.md
+// has.
 struct TensorSpec {
   std::string name;            // "levels.0.encoder.layers.3.wq"
   std::vector<int64_t> shape;  // row-major; linear maps are [out, in]
@@ -107,6 +117,7 @@ struct TensorSpec {
 // Every tensor of a checkpoint, and no other, in a fixed order.
 std::vector<TensorSpec> TensorSpecs(const ModelConfig& config);
 
+// `config` must be valid, as everywhere below ParseModelConfig.
 int64_t NumParameters(const ModelConfig& config);
 
 }  // namespace photon

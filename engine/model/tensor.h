@@ -9,11 +9,12 @@
 
 namespace photon {
 
-enum class DType : uint8_t { kF32, kBF16, kF16 };
+// Parameters are floating point; kI32 is for token ids in test files.
+enum class DType : uint8_t { kF32, kBF16, kF16, kI32 };
 
-// 4 for kF32, else 2.
+// Bytes of an element: 4 or 2.
 size_t DTypeBytes(DType dtype);
-// The safetensors name: "F32", "BF16", "F16".
+// The safetensors name: "F32", "BF16", "F16", "I32".
 std::string_view DTypeName(DType dtype);
 
 // Borrows its bytes; row-major, no padding, aligned to the element.
@@ -26,7 +27,7 @@ struct TensorView {
   int64_t num_elements() const;
 };
 
-// Appends nothing, allocates once: all elements as fp32, row-major. Exact for every DType.
+// All elements as fp32, row-major. Exact, but for kI32 beyond 2^24.
 std::vector<float> ToFloat(const TensorView& tensor);
 
 }  // namespace photon

@@ -1,10 +1,10 @@
 // The parameters of a PHOTON model, as views into a mapped checkpoint.
 //
-// Every field says its shape. Linear maps are row-major [out, in]. Views that a config leaves out are
-// empty. Notation: docs/model.md.
+// Every field says its shape. Linear maps are row-major [out, in]. Views that a config leaves out
+// are empty. Notation: docs/model.md.
 #pragma once
 
-#include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "engine/model/config.h"
@@ -59,9 +59,14 @@ struct ModelWeights {
   TensorView encoder_embedding;  // [vocab, E], with encoder_embedding_dim
   TensorView embedding;          // [vocab, D_0]
   std::vector<LevelWeights> levels;
-  TensorView start_latent;       // [D_L]
-  TensorView final_norm;         // [D_0], with final_norm
-  TensorView lm_head;            // [vocab, D_0], unless tied
+  TensorView start_latent;  // [D_L]
+  TensorView final_norm;    // [D_0], with final_norm
+  TensorView lm_head;       // [vocab, D_0], unless tied
 };
+
+// Calls `visit` for every tensor that a checkpoint of `config` holds, and no other, in a fixed
+// order, with the view in `weights` that stands for it. Sizes `weights.levels` and their layers.
+void ForEachTensor(const ModelConfig& config, ModelWeights& weights,
+                   const std::function<void(TensorSpec spec, TensorView& view)>& visit);
 
 }  // namespace photon
