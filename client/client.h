@@ -1,0 +1,64 @@
+// Calls to a photon server from C++: blocking, one channel, safe to use from several threads.
+//
+// Errors carry the server's code and message. kUnavailable: no server answers at the address, or it
+// is draining. kDeadlineExceeded: ClientOptions::deadline passed. kCancelled: `stop` was requested.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <stop_token>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "grpc/health/v1/health.grpc.pb.h"
+#include "photon/v1/generation.grpc.pb.h"
+#include "photon/v1/model.grpc.pb.h"
+
+namespace photon {
+
+struct ClientOptions {
+  // host:port, or any target that gRPC knows ("unix:/run/photon.sock").
+  std::string server = "127.0.0.1:50051";
+  // Most time that one call may take. Empty: as long as it needs.
+  std::optional<std::chrono::milliseconds> deadline;
+};
+
+class Client {
+ public:
+  // Connects with the first call.
+  explicit Client(const ClientOptions& options);
+
+  // Hands each message of the stream to `on_response` as it arrives, and returns the result that
+  // the last one carries. A request to stop cancels the call; messages that came before were handed
+  // over.
+  absl::StatusOr<v1::GenerationResult> Generate(
+      const v1::GenerateRequest& request,
+      const std::function<void(const v1::GenerateResponse&)>& on_response,
+      std::stop_token stop = {});
+
+  absl::StatusOr<v1::GetModelInfoResponse> GetModelInfo();
+  absl::StatusOr<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& request);
+  absl::StatusOr<v1::DetokenizeResponse> Detokenize(const v1::DetokenizeRequest& request);
+
+  // The health of a service ("photon.v1.GenerationService"), or of the whole server with an empty
+  // name.
+  absl::StatusOr<grpc::health::v1::HealthCheckResponse::ServingStatus> CheckHealth(
+      const std::string& service);
+
+  // Returns once the service is SERVING, connecting as often as it takes. Under a deadline this is
+  // how to wait for a server to start.
+  absl::Status WaitUntilServing(const std::string& service, std::stop_token stop = {});
+
+ private:
+  void SetDeadline(grpc::ClientContext& context) const;
+
+  std::optional<std::chrono::milliseconds> deadline_;
+  std::unique_ptr<v1::GenerationService::Stub> generation_;
+  std::unique_ptr<v1::ModelService::Stub> model_;
+  std::unique_ptr<grpc::health::v1::Health::Stub> health_;
+};
+
+}  // namespace photon
