@@ -37,7 +37,7 @@
 namespace photon {
 
 struct SchedulerOptions {
-  int max_queue = 256;  // sequences submitted and not yet running; more are refused
+  int max_queue = 1024;  // sequences submitted and not yet running; more are refused
 };
 
 // What the scheduler holds and has done; gauges first, then counters since its creation.

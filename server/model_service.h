@@ -1,0 +1,32 @@
+// photon.v1.ModelService: what is served, and its tokenizer.
+#pragma once
+
+#include "photon/v1/model.grpc.pb.h"
+#include "server/model_facts.h"
+
+namespace photon {
+
+// Tokenize's requests arrive as bytes: see byte_buffer_codec.h.
+class ModelService final
+    : public v1::ModelService::WithCallbackMethod_GetModelInfo<
+          v1::ModelService::WithRawCallbackMethod_Tokenize<
+              v1::ModelService::WithCallbackMethod_Detokenize<v1::ModelService::Service>>> {
+ public:
+  // `model` outlives the gRPC server.
+  explicit ModelService(const ModelFacts* model);
+
+  grpc::ServerUnaryReactor* GetModelInfo(grpc::CallbackServerContext* context,
+                                         const v1::GetModelInfoRequest* request,
+                                         v1::GetModelInfoResponse* response) override;
+  grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context,
+                                     const grpc::ByteBuffer* request,
+                                     grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
+                                       const v1::DetokenizeRequest* request,
+                                       v1::DetokenizeResponse* response) override;
+
+ private:
+  const ModelFacts* const model_;
+};
+
+}  // namespace photon

@@ -1,0 +1,18 @@
+// The id under which a call appears in the log and at the client: metadata `x-request-id`.
+#pragma once
+
+#include <grpcpp/server_context.h>
+
+#include <cstdint>
+#include <string>
+
+namespace photon {
+
+// The client's id if it sent one of 1 to 128 characters, else a new one; sent back to it in the
+// response's initial metadata.
+std::string EchoRequestId(grpc::CallbackServerContext* context);
+
+// 64 random bits. Any thread.
+uint64_t RandomBits();
+
+}  // namespace photon

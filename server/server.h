@@ -1,0 +1,99 @@
+// The gRPC server around one engine: services, limits, and the way down.
+//
+//   gRPC's threads:   parse, submit, write
+//   the loop thread:  Scheduler::RunStep, again and again; it alone touches the engine
+#pragma once
+
+#include <grpcpp/server.h>
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/engine.h"
+#include "scheduler/clock.h"
+#include "scheduler/scheduler.h"
+#include "server/generation_service.h"
+#include "server/health_service.h"
+#include "server/model_facts.h"
+#include "server/model_service.h"
+
+namespace photon {
+
+struct ServerOptions {
+  // Address and port, or "unix:PATH". Port 0 takes a free one.
+  std::string listen = "127.0.0.1:50051";
+  // Allows plaintext on addresses other than loopback ones.
+  bool insecure = false;
+  // How long a drain lets accepted requests go on.
+  std::chrono::milliseconds drain_timeout{30'000};
+  // Of a request message.
+  int max_message_bytes = 4 << 20;
+  // Output that a client may leave unread before its request ends.
+  int64_t max_unread_bytes = 1 << 20;
+  // Calls at a time of one connection; more wait at the client.
+  int max_streams_per_connection = 1024;
+  // A connection without traffic for so long is pinged, and closed if no answer comes in
+  // keepalive_timeout.
+  std::chrono::milliseconds keepalive_interval{60'000};
+  std::chrono::milliseconds keepalive_timeout{20'000};
+  // Clients that ping more often than this lose their connection.
+  std::chrono::milliseconds min_client_ping_interval{10'000};
+
+  // Every problem: "drain_timeout: expected 0 or more, got -1 ms".
+  std::vector<std::string> Validate() const;
+};
+
+class Server {
+ public:
+  // Listens and serves. `engine`, and the tokenizer in `model`, outlive the server; `model.shape`
+  // is filled in here. kInvalidArgument: options that make no sense, every one named. kUnavailable:
+  // the address cannot be bound.
+  static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerOptions& options,
+                                                       const SchedulerOptions& scheduler_options,
+                                                       ModelFacts model, Engine* engine);
+
+  // Ends what still runs at once.
+  ~Server();
+  Server(const Server&) = delete;
+  Server& operator=(const Server&) = delete;
+
+  // Where clients connect, the port that was taken included.
+  const std::string& address() const { return address_; }
+
+  // Turns health to NOT_SERVING and refuses new requests; accepted ones have drain_timeout to end,
+  // then end with what they have. Any thread.
+  void Drain();
+
+  // Blocks until the server has drained or its engine failed, then stops it. The engine's error.
+  absl::Status Wait();
+
+  SchedulerStats stats() const { return scheduler_->stats(); }
+
+ private:
+  Server(const ServerOptions& options, ModelFacts model, std::unique_ptr<SteadyClock> clock,
+         std::unique_ptr<Scheduler> scheduler);
+
+  absl::Status Listen();
+  void RunSteps();
+  void Stop();
+
+  const ServerOptions options_;
+  const ModelFacts model_;
+  const std::unique_ptr<SteadyClock> clock_;
+  const std::unique_ptr<Scheduler> scheduler_;
+  HealthService health_service_;
+  GenerationService generation_service_;
+  ModelService model_service_;
+  std::unique_ptr<grpc::Server> grpc_server_;
+  std::string address_;
+  std::thread loop_;
+  absl::Status loop_status_;  // of the loop thread, read after it is joined
+};
+
+}  // namespace photon
