@@ -88,8 +88,10 @@ Tokenizer::PieceType ToPieceType(sentencepiece::ModelProto::SentencePiece::Type 
 }
 
 absl::Status PieceError(int id, std::string_view text, std::string_view problem) {
-  return absl::InvalidArgumentError(absl::StrCat(
-      "piece ", id, " (\"", absl::Utf8SafeCHexEscape(ToAbsl(text)), "\"): ", ToAbsl(problem)));
+  const std::string shown = IsValidUtf8(text) ? absl::Utf8SafeCHexEscape(ToAbsl(text))
+                                              : absl::CHexEscape(ToAbsl(text));
+  return absl::InvalidArgumentError(
+      absl::StrCat("piece ", id, " (\"", shown, "\"): ", ToAbsl(problem)));
 }
 
 }  // namespace
