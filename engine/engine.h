@@ -19,11 +19,6 @@
 
 namespace photon {
 
-// One page of the latent pool: keys and values of every growing level (the top encoder, and `global`
-// encoders below it) for `page_tokens` consecutive tokens, and the newest top state written to it.
-// Ids run from 0 to EngineShape::num_pages - 1; who owns which page is the scheduler's business.
-enum class PageId : int32_t {};
-
 // Most alternatives that a row may ask for per token.
 inline constexpr int kMaxTopLogprobs = 20;
 
@@ -98,7 +93,7 @@ struct EngineShape {
   int meta_tokens = 0;          // P_L, tokens per meta-context and step
   int max_context = 0;          // tokens of one sequence, prompt and output
   int page_tokens = 0;          // a multiple of meta_tokens
-  int num_pages = 0;
+  int num_pages = 0;            // PageIds run from 0 to num_pages - 1; who owns which is up to the caller
   int64_t page_bytes = 0;
   int max_rows = 0;             // rows of one step
   int max_prefill_tokens = 0;   // whole-meta-context input tokens of one step, summed over its rows

@@ -8,10 +8,10 @@ namespace photon {
 namespace {
 
 template <typename Stored, typename Convert>
-void ConvertAll(const std::byte* from, Convert convert, std::vector<float>& to) {
-  for (size_t i = 0; i < to.size(); ++i) {
+void ConvertAll(const std::byte* from, int64_t count, Convert convert, float* to) {
+  for (int64_t i = 0; i < count; ++i) {
     Stored stored;
-    std::memcpy(&stored, from + i * sizeof(Stored), sizeof(Stored));
+    std::memcpy(&stored, from + i * static_cast<int64_t>(sizeof(Stored)), sizeof(Stored));
     to[i] = convert(stored);
   }
 }
@@ -50,23 +50,27 @@ int64_t TensorView::num_elements() const {
   return count;
 }
 
-std::vector<float> ToFloat(const TensorView& tensor) {
-  std::vector<float> values(static_cast<size_t>(tensor.num_elements()));
-  switch (tensor.dtype) {
+void CopyToFloat(DType dtype, const std::byte* from, int64_t count, float* to) {
+  switch (dtype) {
     case DType::kF32:
-      if (!values.empty()) std::memcpy(values.data(), tensor.data, values.size() * sizeof(float));
+      ConvertAll<float>(from, count, [](float value) { return value; }, to);
       break;
     case DType::kBF16:
-      ConvertAll<uint16_t>(tensor.data, BF16ToFloat, values);
+      ConvertAll<uint16_t>(from, count, BF16ToFloat, to);
       break;
     case DType::kF16:
-      ConvertAll<uint16_t>(tensor.data, F16ToFloat, values);
+      ConvertAll<uint16_t>(from, count, F16ToFloat, to);
       break;
     case DType::kI32:
       ConvertAll<int32_t>(
-          tensor.data, [](int32_t value) { return static_cast<float>(value); }, values);
+          from, count, [](int32_t value) { return static_cast<float>(value); }, to);
       break;
   }
+}
+
+std::vector<float> ToFloat(const TensorView& tensor) {
+  std::vector<float> values(static_cast<size_t>(tensor.num_elements()));
+  CopyToFloat(tensor.dtype, tensor.data, tensor.num_elements(), values.data());
   return values;
 }
 

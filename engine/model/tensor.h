@@ -27,7 +27,10 @@ struct TensorView {
   int64_t num_elements() const;
 };
 
-// All elements as fp32, row-major. Exact, but for kI32 beyond 2^24.
+// `count` elements of `dtype` at `from` as fp32. Exact, but for kI32 beyond 2^24.
+void CopyToFloat(DType dtype, const std::byte* from, int64_t count, float* to);
+
+// All elements as CopyToFloat gives them, row-major.
 std::vector<float> ToFloat(const TensorView& tensor);
 
 }  // namespace photon

@@ -1,0 +1,35 @@
+// The engine on the processor: the embedded default, and the reference that other engines match.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+
+#include "absl/status/statusor.h"
+#include "engine/cpu/kernels.h"
+#include "engine/engine.h"
+#include "engine/model/checkpoint.h"
+
+namespace photon {
+
+struct CpuEngineOptions {
+  enum class Compute {
+    kBF16,  // bf16 weights, activations of products and cache; fp32 accumulation
+    kF32,   // fp32 throughout
+  };
+  Compute compute = Compute::kBF16;
+  int threads = 0;                    // 0: one per processor
+  int64_t kv_bytes = int64_t{1} << 30;  // memory of the latent pool; used as it is written
+  int page_tokens = 256;              // rounded up to whole meta-contexts
+  int max_rows = 64;                  // rows of one step
+  int max_prefill_tokens = 2048;      // of one step, at least one meta-context
+  std::optional<Isa> isa;             // absent: the best of this processor
+};
+
+// Packs the weights; `checkpoint` must outlive the engine.
+// kInvalidArgument: an option out of range, or an instruction set that this processor lacks.
+// kResourceExhausted: kv_bytes hold no page, saying how many bytes one takes.
+absl::StatusOr<std::unique_ptr<Engine>> CreateCpuEngine(const Checkpoint& checkpoint,
+                                                        const CpuEngineOptions& options);
+
+}  // namespace photon
