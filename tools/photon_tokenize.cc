@@ -1,8 +1,8 @@
 // Encodes or decodes standard input line by line, in the formats of `spm_encode --output_format=id`
 // and `spm_decode --input_format=id`, so that the outputs can be compared byte for byte:
 //
-//   photon_tokenize encode tokenizer.model < text > ids
-//   photon_tokenize decode tokenizer.model < ids > text
+//   photon-tokenize encode tokenizer.model < text > ids
+//   photon-tokenize decode tokenizer.model < ids > text
 //
 // `--whole` takes all of standard input, newlines included, as one text. The speed goes to standard
 // error.
@@ -75,7 +75,7 @@ int main(int argc, char** argv) {
   const std::vector<std::string_view> args(argv + 1, argv + argc);
   const bool whole = args.size() == 3 && args[2] == "--whole";
   if (args.size() != (whole ? 3 : 2) || (args[0] != "encode" && args[0] != "decode")) {
-    std::cerr << "usage: photon_tokenize encode|decode MODEL [--whole]\n";
+    std::cerr << "usage: photon-tokenize encode|decode MODEL [--whole]\n";
     return 2;
   }
   return photon::Run(args[0], std::string(args[1]), whole);
