@@ -10,18 +10,18 @@
 namespace photon {
 
 // Turns the tokens of one sequence into text as they come. Every string it returns is valid UTF-8:
-// the bytes of a character spelled in byte pieces are held back until it is complete, or certain not
-// to be one, when they become U+FFFD.
+// the bytes of a character spelled in byte pieces are held back until it is complete, or certain
+// not to be one, when they become U+FFFD.
 //
 // The text of Append() calls and Finish(), put together, is what `spm_decode` gives for the tokens:
-// control pieces and ids outside the vocabulary have no text, and the dummy space is taken off at the
-// start of the sequence only. After a prompt a leading space therefore stays.
+// control pieces and ids outside the vocabulary have no text, and the dummy space is taken off at
+// the start of the sequence only. After a prompt a leading space therefore stays.
 //
 // Borrows the tokenizer. For one thread at a time.
 class Detokenizer {
  public:
-  // A sequence that begins with `prompt`, whose text is not returned. Should the prompt end inside a
-  // character, the whole character comes with the first tokens after it.
+  // A sequence that begins with `prompt`, whose text is not returned. Should the prompt end inside
+  // a character, the whole character comes with the first tokens after it.
   explicit Detokenizer(const Tokenizer& tokenizer, std::span<const TokenId> prompt = {});
 
   // The text that has become certain with `token`; often empty.

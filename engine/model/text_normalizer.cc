@@ -67,9 +67,9 @@ absl::StatusOr<CharsMap> CharsMap::Create(std::string_view blob) {
   const size_t array_bytes = ReadLittleEndian32(blob);
   blob.remove_prefix(4);
   if (array_bytes == 0 || array_bytes % 4 != 0 || array_bytes >= blob.size()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("precompiled_charsmap: a double array of ", array_bytes,
-                     " bytes does not fit into the ", blob.size(), " bytes there are"));
+    return absl::InvalidArgumentError(absl::StrCat("precompiled_charsmap: a double array of ",
+                                                   array_bytes, " bytes does not fit into the ",
+                                                   blob.size(), " bytes there are"));
   }
   CharsMap map;
   map.units_.reserve(array_bytes / 4);

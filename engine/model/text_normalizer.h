@@ -37,8 +37,8 @@ class CharsMap {
   // No rules.
   CharsMap() = default;
 
-  // Reads `precompiled_charsmap`, laid out as sentencepiece_model.proto says. kInvalidArgument if it
-  // is cut short. Nothing in the array is trusted: lookups stay inside it whatever it holds.
+  // Reads `precompiled_charsmap`, laid out as sentencepiece_model.proto says. kInvalidArgument if
+  // it is cut short. Nothing in the array is trusted: lookups stay inside it whatever it holds.
   static absl::StatusOr<CharsMap> Create(std::string_view blob);
 
   struct Match {

@@ -23,7 +23,9 @@ namespace {
 // SentencePiece's own limit.
 constexpr size_t kMaxPieceBytes = 8000;
 
-absl::string_view ToAbsl(std::string_view text) { return {text.data(), text.size()}; }
+absl::string_view ToAbsl(std::string_view text) {
+  return {text.data(), text.size()};
+}
 
 std::string Sha256Hex(std::string_view bytes) {
   unsigned char digest[EVP_MAX_MD_SIZE];
@@ -88,19 +90,19 @@ Tokenizer::PieceType ToPieceType(sentencepiece::ModelProto::SentencePiece::Type 
 }
 
 absl::Status PieceError(int id, std::string_view text, std::string_view problem) {
-  const std::string shown = IsValidUtf8(text) ? absl::Utf8SafeCHexEscape(ToAbsl(text))
-                                              : absl::CHexEscape(ToAbsl(text));
+  const std::string shown =
+      IsValidUtf8(text) ? absl::Utf8SafeCHexEscape(ToAbsl(text)) : absl::CHexEscape(ToAbsl(text));
   return absl::InvalidArgumentError(
       absl::StrCat("piece ", id, " (\"", shown, "\"): ", ToAbsl(problem)));
 }
 
 }  // namespace
 
-// Byte pair encoding of one normalised text: neighbouring symbols whose concatenation is a piece are
-// merged, the highest score first and the leftmost of equals, until none is left.
+// Byte pair encoding of one normalised text: neighbouring symbols whose concatenation is a piece
+// are merged, the highest score first and the leftmost of equals, until none is left.
 //
-// The text is taken in segments, cut where no piece continues: merges in one never touch another, and
-// an agenda of one word stays in the processor's cache where that of a long prompt does not.
+// The text is taken in segments, cut where no piece continues: merges in one never touch another,
+// and an agenda of one word stays in the processor's cache where that of a long prompt does not.
 class Tokenizer::Merger {
  public:
   Merger(const Tokenizer& tokenizer, std::string_view text) : tokenizer_(tokenizer), text_(text) {}
@@ -110,7 +112,8 @@ class Tokenizer::Merger {
     for (size_t begin = 0; begin < text_.size();) {
       const std::string_view rest = text_.substr(begin);
       const size_t matched = tokenizer_.normalizer_.symbols().LongestPrefix(rest);
-      const size_t size = matched > 0 ? matched : std::min(rest.size(), AnnouncedCharLength(rest[0]));
+      const size_t size =
+          matched > 0 ? matched : std::min(rest.size(), AnnouncedCharLength(rest[0]));
       const uint32_t character = matched > 0 ? 0 : PackCharacter(rest.substr(0, size));
       if (!tokenizer_.MayMerge(previous_character, character)) FinishSegment();
       const int index = static_cast<int>(symbols_.size());

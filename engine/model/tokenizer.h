@@ -1,7 +1,7 @@
 // Text to token ids and back, by a SentencePiece BPE model file (`tokenizer.model`).
 //
-// Encoding equals `spm_encode`, decoding `spm_decode`: docs/tokenizer.md says how that is checked and
-// which model files are refused.
+// Encoding equals `spm_encode`, decoding `spm_decode`: docs/tokenizer.md says how that is checked
+// and which model files are refused.
 #pragma once
 
 #include <array>

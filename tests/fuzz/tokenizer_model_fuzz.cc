@@ -11,7 +11,8 @@
 
 namespace {
 
-constexpr std::string_view kText = " a\u00E9  \u4F60\u597D \U0001F600 <s>\n\n1\u00BD \xFF\xC3 the the ";
+constexpr std::string_view kText =
+    " a\u00E9  \u4F60\u597D \U0001F600 <s>\n\n1\u00BD \xFF\xC3 the the ";
 
 void Exercise(const photon::Tokenizer& tokenizer, std::string_view text) {
   const std::vector<photon::TokenId> tokens = tokenizer.Encode(text);

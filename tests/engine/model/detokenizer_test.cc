@@ -64,7 +64,8 @@ TEST_F(DetokenizerTest, EndsAnUnfinishedCharacterAtTheNextPieceOrTheEnd) {
   const TokenId newline = 3;
   EXPECT_EQ(Stream({Byte(0xF0), Byte(0x9F), newline}), Parts({"", "", "\uFFFD\uFFFD\n", ""}));
   EXPECT_EQ(Stream({Byte(0xF0), Byte(0x9F)}), Parts({"", "", "\uFFFD\uFFFD"}));
-  EXPECT_EQ(Stream({Byte(0xC3), *bytes_->eos_id(), Byte(0xA9)}), Parts({"", "\uFFFD", "\uFFFD", ""}));
+  EXPECT_EQ(Stream({Byte(0xC3), *bytes_->eos_id(), Byte(0xA9)}),
+            Parts({"", "\uFFFD", "\uFFFD", ""}));
 }
 
 TEST_F(DetokenizerTest, TakesTheDummySpaceOffAtTheStartOnly) {

@@ -1,5 +1,5 @@
-// Encoding and decoding agree with SentencePiece's own programs, for models trained on the spot with
-// many settings. Needs `spm_train`, `spm_encode` and `spm_decode` (package sentencepiece).
+// Encoding and decoding agree with SentencePiece's own programs, for models trained on the spot
+// with many settings. Needs `spm_train`, `spm_encode` and `spm_decode` (package sentencepiece).
 #include <stdlib.h>
 
 #include <cstdlib>
@@ -25,11 +25,13 @@ constexpr int kComparedLines = 4000;
 
 struct Setting {
   std::string name;
-  std::string flags;  // of spm_train
+  std::string flags;                                     // of spm_train
   std::function<void(sentencepiece::ModelProto&)> edit;  // of the trained model, may be empty
 };
 
-void PrintTo(const Setting& setting, std::ostream* out) { *out << setting.name; }
+void PrintTo(const Setting& setting, std::ostream* out) {
+  *out << setting.name;
+}
 
 // Makes scores tie and merges compete in odd orders.
 void FlattenScores(sentencepiece::ModelProto& model) {
@@ -68,15 +70,20 @@ const std::vector<Setting> kSettings = {
     {"Nfkc", "--normalization_rule_name=nfkc --remove_extra_whitespaces=false", {}},
     {"IdentityNoBytes", "--normalization_rule_name=identity --control_symbols='<|end|>'", {}},
     {"PiecesAcrossSpaces",
-     kLlamaLike + "--split_by_whitespace=false --split_by_unicode_script=false", {}},
+     kLlamaLike + "--split_by_whitespace=false --split_by_unicode_script=false",
+     {}},
     {"WhitespaceOnlyPieces", kLlamaLike + "--allow_whitespace_only_pieces=true", {}},
     {"WhitespaceAsSuffix", "--treat_whitespace_as_suffix=true --byte_fallback=true", {}},
     {"OtherSpecialPieces",
-     "--unk_piece='[UNK]' --bos_piece='[BOS]' --eos_id=-1 --pad_id=2 --unk_surface='?'", {}},
+     "--unk_piece='[UNK]' --bos_piece='[BOS]' --eos_id=-1 --pad_id=2 --unk_surface='?'",
+     {}},
     {"TiedScores", kLlamaLike + kSymbols, FlattenScores},
     {"UnusedPieces", kLlamaLike, RetireEveryThirdPiece},
     {"UnusedPiecesTiedScores", "",
-     [](auto& model) { FlattenScores(model); RetireEveryThirdPiece(model); }},
+     [](auto& model) {
+       FlattenScores(model);
+       RetireEveryThirdPiece(model);
+     }},
     {"UnescapedSpaces", "--byte_fallback=true --user_defined_symbols='a b'", KeepSpaces},
 };
 
@@ -120,7 +127,8 @@ class SpmParity : public testing::TestWithParam<Setting> {
 
   void Run(const std::string& command) const {
     ASSERT_EQ(std::system((command + " 2>" + Path("log")).c_str()), 0)
-        << command << "\n" << Read("log") << "Is the package sentencepiece installed?";
+        << command << "\n"
+        << Read("log") << "Is the package sentencepiece installed?";
   }
 
   // The lines that `command` prints for `lines` on its standard input.

@@ -122,7 +122,8 @@ TEST(Tokenizer, KeepsTheLongestUserDefinedSymbolWhole) {
   ModelProto model = BareModel();
   for (const char* piece : {"x", "[", "a", "b", "]"}) AddPiece(model, piece, -9);
   AddPiece(model, "x[", -1);
-  for (const char* piece : {"[a", "[a]", "\n", "\n\n"}) AddPiece(model, piece, 0, Piece::USER_DEFINED);
+  for (const char* piece : {"[a", "[a]", "\n", "\n\n"})
+    AddPiece(model, piece, 0, Piece::USER_DEFINED);
   const auto tokenizer = Create(model);
   EXPECT_THAT(Pieces(*tokenizer, "x[a]"), ElementsAre("x", "[a]"));
   EXPECT_THAT(Pieces(*tokenizer, "x[ab]"), ElementsAre("x", "[a", "b", "]"));
@@ -249,7 +250,8 @@ TEST(TokenizerCreate, RefusesUnsoundModels) {
       {"no trainer_spec", [](auto& m) { m.clear_trainer_spec(); }},
       {"no normalizer_spec", [](auto& m) { m.clear_normalizer_spec(); }},
       {"no unknown piece", [](auto& m) { m.mutable_pieces(0)->set_type(Piece::CONTROL); }},
-      {"piece 4 (\"<oov>\"): a second unknown", [](auto& m) { AddPiece(m, "<oov>", 0, Piece::UNKNOWN); }},
+      {"piece 4 (\"<oov>\"): a second unknown",
+       [](auto& m) { AddPiece(m, "<oov>", 0, Piece::UNKNOWN); }},
       {"piece 4 (\"\"): empty", [](auto& m) { AddPiece(m, ""); }},
       {"piece 4 (\"a\"): spelled like piece 3", [](auto& m) { AddPiece(m, "a"); }},
       {"spelled like piece 1", [](auto& m) { AddPiece(m, "<s>"); }},
@@ -262,9 +264,15 @@ TEST(TokenizerCreate, RefusesUnsoundModels) {
       {"without byte_fallback", [](auto& m) { AddPiece(m, "<0x00>", 0, Piece::BYTE); }},
       {"no piece for byte 0", [](auto& m) { m.mutable_trainer_spec()->set_byte_fallback(true); }},
       {"no piece for byte 255",
-       [](auto& m) { AddBytePieces(m); m.mutable_pieces()->RemoveLast(); }},
+       [](auto& m) {
+         AddBytePieces(m);
+         m.mutable_pieces()->RemoveLast();
+       }},
       {"not a byte",
-       [](auto& m) { AddBytePieces(m); AddPiece(m, "<0x0a>", 0, Piece::BYTE); }},
+       [](auto& m) {
+         AddBytePieces(m);
+         AddPiece(m, "<0x0a>", 0, Piece::BYTE);
+       }},
       {"unk_surface", [](auto& m) { m.mutable_trainer_spec()->set_unk_surface("\xC3"); }},
   };
   for (const Fault& fault : faults) {

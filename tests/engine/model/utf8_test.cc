@@ -23,9 +23,10 @@ TEST(Utf8, EveryScalarValueAndNoOtherIsACharacter) {
 }
 
 TEST(Utf8, OverlongStrayAndTruncatedBytesAreNone) {
-  for (const char* text : {"", "\x80", "\xBF", "\xC0\x80", "\xC1\xBF", "\xE0\x80\x80", "\xE0\x9F\xBF",
-                           "\xF0\x80\x80\x80", "\xF0\x8F\xBF\xBF", "\xF5\x80\x80\x80", "\xFF", "\xC3",
-                           "\xE2\x82", "\xF0\x9F\x98", "\xC3(", "\xE2\x28\xA1"}) {
+  for (const char* text :
+       {"", "\x80", "\xBF", "\xC0\x80", "\xC1\xBF", "\xE0\x80\x80", "\xE0\x9F\xBF",
+        "\xF0\x80\x80\x80", "\xF0\x8F\xBF\xBF", "\xF5\x80\x80\x80", "\xFF", "\xC3", "\xE2\x82",
+        "\xF0\x9F\x98", "\xC3(", "\xE2\x28\xA1"}) {
     EXPECT_EQ(Utf8CharLength(text), 0);
   }
   EXPECT_TRUE(IsValidUtf8("a\u00E9\u20AC\U0001F600"));
