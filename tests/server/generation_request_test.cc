@@ -1,0 +1,170 @@
+#include "server/generation_request.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "tests/server/test_model.h"
+
+namespace photon {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+constexpr uint64_t kSeed = 77;
+
+TEST(GenerateRequest, GetsEveryDefault) {
+  v1::GenerateRequest request;
+  request.mutable_prompt()->set_text("the fox");
+  const auto generation = ParseGenerateRequest(request, TestModel(), kSeed);
+  ASSERT_TRUE(generation.ok()) << generation.status();
+  std::vector<TokenId> prompt = TestTokenizer().Encode("the fox");
+  prompt.insert(prompt.begin(), 1);
+  EXPECT_EQ(generation->sequence.prompt, prompt);
+  EXPECT_EQ(generation->sequence.max_tokens, 16);
+  EXPECT_EQ(generation->sequence.mode, GenerationMode::kExact);
+  EXPECT_EQ(generation->sequence.sampling.temperature, 1.0f);
+  EXPECT_EQ(generation->sequence.sampling.top_p, 1.0f);
+  EXPECT_EQ(generation->sequence.sampling.seed, kSeed);
+  EXPECT_THAT(generation->stop_tokens, ElementsAre(2));
+  EXPECT_FALSE(generation->logprobs);
+}
+
+TEST(GenerateRequest, KeepsZerosThatTheClientSet) {
+  v1::GenerateRequest request;
+  request.mutable_parameters()->mutable_sampling()->set_temperature(0);
+  request.mutable_parameters()->mutable_sampling()->set_seed(0);
+  const auto generation = ParseGenerateRequest(request, TestModel(), kSeed);
+  ASSERT_TRUE(generation.ok());
+  EXPECT_EQ(generation->sequence.sampling.temperature, 0);
+  EXPECT_EQ(generation->sequence.sampling.seed, 0u);
+}
+
+TEST(GenerateRequest, StartsFromBosWithoutAPrompt) {
+  v1::GenerateRequest unset, no_text, no_ids;
+  no_text.mutable_prompt()->set_text("");
+  no_ids.mutable_prompt()->mutable_token_ids();
+  for (const auto& request : {unset, no_text, no_ids}) {
+    const auto generation = ParseGenerateRequest(request, TestModel(), kSeed);
+    ASSERT_TRUE(generation.ok());
+    EXPECT_THAT(generation->sequence.prompt, ElementsAre(1));
+  }
+}
+
+TEST(GenerateRequest, TakesTokenIdsAsTheyAre) {
+  v1::GenerateRequest request;
+  for (int id : {5, 6, 7}) request.mutable_prompt()->mutable_token_ids()->add_ids(id);
+  const auto generation = ParseGenerateRequest(request, TestModel(), kSeed);
+  ASSERT_TRUE(generation.ok());
+  EXPECT_THAT(generation->sequence.prompt, ElementsAre(5, 6, 7));
+}
+
+TEST(GenerateRequest, DefaultsToWhatTheContextLeaves) {
+  v1::GenerateRequest request;
+  for (int i = 0; i < 4090; ++i) request.mutable_prompt()->mutable_token_ids()->add_ids(9);
+  const auto generation = ParseGenerateRequest(request, TestModel(), kSeed);
+  ASSERT_TRUE(generation.ok());
+  EXPECT_EQ(generation->sequence.max_tokens, 6);
+}
+
+TEST(GenerateRequest, IgnoresTheModelsEndOfTextOnRequest) {
+  v1::GenerateRequest request;
+  request.mutable_parameters()->mutable_stop()->set_ignore_eos(true);
+  request.mutable_parameters()->mutable_stop()->add_token_ids(50);
+  const auto generation = ParseGenerateRequest(request, TestModel(), kSeed);
+  ASSERT_TRUE(generation.ok());
+  EXPECT_THAT(generation->stop_tokens, ElementsAre(50));
+}
+
+struct BadRequest {
+  const char* message;  // part of the error
+  std::function<void(v1::GenerateRequest&)> spoil;
+};
+
+TEST(GenerateRequest, NamesTheFieldAndItsLimit) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const auto sampling = [](v1::GenerateRequest& r) {
+    return r.mutable_parameters()->mutable_sampling();
+  };
+  const auto stop = [](v1::GenerateRequest& r) { return r.mutable_parameters()->mutable_stop(); };
+  const std::vector<BadRequest> cases = {
+      {"parameters.sampling.temperature: expected [0, 100], got -1",
+       [&](auto& r) { sampling(r)->set_temperature(-1); }},
+      {"parameters.sampling.temperature: expected [0, 100], got nan",
+       [&](auto& r) { sampling(r)->set_temperature(nan); }},
+      {"parameters.sampling.temperature: expected [0, 100], got inf",
+       [&](auto& r) { sampling(r)->set_temperature(INFINITY); }},
+      {"parameters.sampling.top_k: expected 0 or more, got -3",
+       [&](auto& r) { sampling(r)->set_top_k(-3); }},
+      {"parameters.sampling.top_p: expected (0, 1], got 0",
+       [&](auto& r) { sampling(r)->set_top_p(0); }},
+      {"parameters.sampling.top_p: expected (0, 1], got 1.5",
+       [&](auto& r) { sampling(r)->set_top_p(1.5); }},
+      {"parameters.sampling.top_p: expected (0, 1], got nan",
+       [&](auto& r) { sampling(r)->set_top_p(nan); }},
+      {"parameters.sampling.min_p: expected [0, 1], got 2",
+       [&](auto& r) { sampling(r)->set_min_p(2); }},
+      {"parameters.top_logprobs: expected [0, 20], got 21",
+       [&](auto& r) { r.mutable_parameters()->set_top_logprobs(21); }},
+      {"parameters.max_tokens: expected at least 1, got 0",
+       [&](auto& r) { r.mutable_parameters()->set_max_tokens(0); }},
+      {"parameters.max_tokens: expected at most 4095, got 5000",
+       [&](auto& r) { r.mutable_parameters()->set_max_tokens(5000); }},
+      {"parameters.mode: this model allows GENERATION_MODE_EXACT, GENERATION_MODE_HIERGEN; got "
+       "GENERATION_MODE_RECGEN",
+       [&](auto& r) { r.mutable_parameters()->set_mode(v1::GENERATION_MODE_RECGEN); }},
+      {"got 42",
+       [&](auto& r) { r.mutable_parameters()->set_mode(static_cast<v1::GenerationMode>(42)); }},
+      {"parameters.stop.strings: expected at most 16, got 17",
+       [&](auto& r) {
+         for (int i = 0; i < 17; ++i) stop(r)->add_strings("x");
+       }},
+      {"parameters.stop.strings[1]: expected 1 to 256 bytes, got 0",
+       [&](auto& r) {
+         stop(r)->add_strings("x");
+         stop(r)->add_strings("");
+       }},
+      {"parameters.stop.strings[0]: expected 1 to 256 bytes, got 257",
+       [&](auto& r) { stop(r)->add_strings(std::string(257, 'x')); }},
+      {"parameters.stop.token_ids[0]: expected [0, 768), got 768",
+       [&](auto& r) { stop(r)->add_token_ids(768); }},
+      {"parameters.stop.token_ids: expected at most 64, got 65",
+       [&](auto& r) {
+         for (int i = 0; i < 65; ++i) stop(r)->add_token_ids(3);
+       }},
+      {"prompt.token_ids.ids[1]: expected [0, 768), got -4",
+       [&](auto& r) {
+         r.mutable_prompt()->mutable_token_ids()->add_ids(3);
+         r.mutable_prompt()->mutable_token_ids()->add_ids(-4);
+       }},
+      {"prompt: has 4096 tokens, expected at most 4095",
+       [&](auto& r) {
+         for (int i = 0; i < 4096; ++i) r.mutable_prompt()->mutable_token_ids()->add_ids(3);
+       }},
+  };
+  for (const BadRequest& bad : cases) {
+    v1::GenerateRequest request;
+    bad.spoil(request);
+    const auto generation = ParseGenerateRequest(request, TestModel(), kSeed);
+    EXPECT_EQ(generation.status().code(), absl::StatusCode::kInvalidArgument) << bad.message;
+    EXPECT_THAT(std::string(generation.status().message()), HasSubstr(bad.message));
+  }
+}
+
+TEST(GenerateRequest, NamesEveryProblemAtOnce) {
+  v1::GenerateRequest request;
+  request.mutable_parameters()->mutable_sampling()->set_top_p(2);
+  request.mutable_parameters()->set_max_tokens(-1);
+  const auto status = ParseGenerateRequest(request, TestModel(), kSeed).status();
+  EXPECT_THAT(std::string(status.message()), HasSubstr("parameters.sampling.top_p"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("parameters.max_tokens"));
+}
+
+}  // namespace
+}  // namespace photon
