@@ -196,7 +196,8 @@ class Tokenizer::Merger {
     }
     const TokenId id = found->second;
     if (tokenizer_.pieces_[id].type == PieceType::kUnused) {
-      // A merge that the vocabulary no longer offers is undone the way it was last proposed.
+      // A merge that the vocabulary no longer offers is undone. Its parts are the same wherever it
+      // occurs: merges inside a piece's text that touch nothing outside come in one fixed order.
       if (const auto split = split_of_unused_.find(id); split != split_of_unused_.end()) {
         const size_t left_size = split->second;
         Emit(symbol.substr(0, left_size));
@@ -351,7 +352,6 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Create(std::string_view mo
         tokenizer->id_of_piece_.emplace(piece.text, id);
         tokenizer->max_piece_bytes_ = std::max(tokenizer->max_piece_bytes_, piece.text.size());
         tokenizer->AddNeighbours(piece.text);
-        tokenizer->has_unused_ |= piece.type == PieceType::kUnused;
         break;
       case PieceType::kUnknown:
       case PieceType::kControl:
@@ -391,8 +391,7 @@ void Tokenizer::AddNeighbours(std::string_view piece) {
 }
 
 bool Tokenizer::MayMerge(uint32_t left, uint32_t right) const {
-  // The parts of an unused piece depend on the order of all proposals, so its text stays whole.
-  return has_unused_ || neighbours_.contains(uint64_t{left} << 32 | right);
+  return neighbours_.contains(uint64_t{left} << 32 | right);
 }
 
 std::vector<TokenId> Tokenizer::Encode(std::string_view text) const {

@@ -99,7 +99,6 @@ class Tokenizer {
   absl::flat_hash_map<absl::string_view, TokenId> id_of_piece_;
   size_t max_piece_bytes_ = 0;
   absl::flat_hash_set<uint64_t> neighbours_;
-  bool has_unused_ = false;
   bool byte_fallback_ = false;
   std::array<TokenId, 256> id_of_byte_{};  // with byte_fallback_
   TokenId unk_id_ = 0;
