@@ -1,0 +1,108 @@
+"""python -m unittest discover -s tests (from training/)."""
+
+import sys
+import unittest
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from export_golden import configs, randomise, reference_logits
+from generate import MODES, Generator
+from photon_model import Photon, PhotonConfig
+
+
+def random_models():
+    for seed, (name, config) in enumerate(configs().items()):
+        model = Photon(config).double().eval()
+        randomise(model, torch.Generator().manual_seed(seed))
+        yield name, model
+
+
+def random_tokens(model: Photon, count: int, seed: int = 7) -> list[int]:
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randint(3, model.config.vocab_size, (count,), generator=rng).tolist()
+
+
+class Model(unittest.TestCase):
+    @torch.no_grad()
+    def test_logits_see_exactly_the_tokens_before_them(self):
+        for name, model in random_models():
+            with self.subTest(name):
+                count = 3 * model.config.meta_tokens()
+                tokens = random_tokens(model, count)
+                logits = reference_logits(model, tokens)
+                for p in range(count - 1):
+                    changed = list(tokens)
+                    changed[p] = 3 + (tokens[p] - 2) % (model.config.vocab_size - 3)
+                    difference = (reference_logits(model, changed) - logits).abs().amax(-1)
+                    self.assertEqual(difference[:p + 1].max().item(), 0.0)
+                    self.assertGreater(difference[p + 1].item(), 1e-9)
+
+    @torch.no_grad()
+    def test_loss_is_the_cross_entropy_of_the_forward_pass(self):
+        for name, model in random_models():
+            with self.subTest(name):
+                tokens = torch.tensor([random_tokens(model, 2 * model.config.meta_tokens())])
+                for rows, own_predictions in ((0, False), (1, True)):
+                    logits = model(tokens, torch.float64, own_predictions)
+                    expected = torch.nn.functional.cross_entropy(logits[0], tokens[0])
+                    loss, _ = model.loss(tokens, torch.float64, rows)
+                    self.assertAlmostEqual(loss.item(), expected.item(), places=5)
+
+    def test_config_survives_a_round_trip(self):
+        for name, config in configs().items():
+            with self.subTest(name):
+                self.assertEqual(PhotonConfig.from_dict(config.to_dict()), config)
+
+
+class Generation(unittest.TestCase):
+    @torch.no_grad()
+    def test_exact_is_greedy_decoding_by_full_forward_passes(self):
+        for name, model in random_models():
+            with self.subTest(name):
+                meta = model.config.meta_tokens()
+                for length in (meta, meta + 1, 2 * meta - 1):
+                    tokens = random_tokens(model, length)
+                    generator = Generator(model, "exact")
+                    output = generator.run(tokens, meta)
+                    for token, row in zip(output, generator.logits):
+                        expected = reference_logits(model, tokens + [0])[-1]
+                        self.assertLess((row - expected).abs().max().item(), 1e-9)
+                        self.assertEqual(token, int(expected.argmax()))
+                        tokens.append(token)
+
+    @torch.no_grad()
+    def test_hiergen_is_the_own_predictions_forward_pass(self):
+        for name, model in random_models():
+            with self.subTest(name):
+                meta = model.config.meta_tokens()
+                prompt = random_tokens(model, 2 * meta)
+                generator = Generator(model, "hiergen")
+                output = generator.run(prompt, 2 * meta)
+                expected = model(torch.tensor([prompt + output]), torch.float64, own_predictions=True)[0, 2 * meta:]
+                self.assertLess((torch.stack(generator.logits) - expected).abs().max().item(), 1e-9)
+
+    def test_with_one_level_hiergen_is_exact_and_recgen_is_refused(self):
+        for name, model in random_models():
+            if len(model.levels) == 1:
+                with self.subTest(name):
+                    prompt = random_tokens(model, model.config.meta_tokens() + 1)
+                    runs = [Generator(model, mode).run(prompt, 20) for mode in ("exact", "hiergen")]
+                    self.assertEqual(*runs)
+                    with self.assertRaises(ValueError):
+                        Generator(model, "recgen")
+
+    def test_modes_agree_on_the_prompts_meta_context(self):
+        for name, model in random_models():
+            if len(model.levels) > 1:
+                with self.subTest(name):
+                    meta = model.config.meta_tokens()
+                    prompt = random_tokens(model, meta + 1)
+                    first = [Generator(model, mode).run(prompt, 1)[:meta - 1] for mode in MODES]
+                    self.assertEqual(first[0], first[1])
+                    self.assertEqual(first[0], first[2])
+
+
+if __name__ == "__main__":
+    unittest.main()
