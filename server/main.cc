@@ -8,14 +8,16 @@
 #include <spdlog/spdlog.h>
 
 #include <CLI/CLI.hpp>
-#include <algorithm>
 #include <atomic>
+#include <cctype>
 #include <csignal>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -173,8 +175,13 @@ class ShutdownSignals {
   std::thread thread_;
 };
 
-int Fail(const absl::Status& status) {
-  spdlog::critical("{}", status.message());
+int Fail(const absl::Status& status, int exit_code) {
+  spdlog::critical("{}", std::string(status.message()));
+  return exit_code;
+}
+
+// For what flags alone decide, a bad argument is wrong usage.
+int ExitCode(const absl::Status& status) {
   return absl::IsInvalidArgument(status) ? kExitUsage : kExitFatal;
 }
 
@@ -185,15 +192,9 @@ int Serve(const Options& options) {
 
   spdlog::info("loading {}", options.model_directory);
   auto checkpoint = Checkpoint::Load(options.model_directory);
-  if (!checkpoint.ok()) {
-    spdlog::critical("{}", checkpoint.status().message());
-    return kExitFatal;
-  }
+  if (!checkpoint.ok()) return Fail(checkpoint.status(), kExitFatal);
   auto tokenizer = Tokenizer::Load((*checkpoint)->tokenizer_path());
-  if (!tokenizer.ok()) {
-    spdlog::critical("{}", tokenizer.status().message());
-    return kExitFatal;
-  }
+  if (!tokenizer.ok()) return Fail(tokenizer.status(), kExitFatal);
   const ModelConfig& config = (*checkpoint)->config();
   if ((*tokenizer)->vocab_size() > config.vocab_size) {
     spdlog::critical("{}: has {} pieces, config.json a vocab_size of {}",
@@ -203,7 +204,7 @@ int Serve(const Options& options) {
   }
 
   auto engine = CreateCpuEngine(**checkpoint, options.engine);
-  if (!engine.ok()) return Fail(engine.status());
+  if (!engine.ok()) return Fail(engine.status(), ExitCode(engine.status()));
   const EngineShape& shape = (*engine)->shape();
   spdlog::info("model {}: {} parameters, {} levels, meta-context {} tokens, context {} tokens",
                options.model_name, NumParameters(config), config.num_levels(), shape.meta_tokens,
@@ -218,7 +219,7 @@ int Serve(const Options& options) {
   model.default_mode = options.default_mode;
   model.default_max_tokens = options.default_max_tokens;
   auto server = Server::Start(options.server, options.scheduler, std::move(model), engine->get());
-  if (!server.ok()) return Fail(server.status());
+  if (!server.ok()) return Fail(server.status(), ExitCode(server.status()));
   spdlog::info("serving {} on {}", options.model_name, (*server)->address());
 
   absl::Status status;
