@@ -20,9 +20,9 @@ struct RandomCheckpointOptions {
   // Largest data of one shard, but every shard holds at least one tensor. 0: a single file.
   int64_t shard_bytes = 0;
   // A SentencePiece model to copy into the checkpoint; empty: the checkpoint has none.
-  std::string tokenizer;
+  std::string tokenizer = {};
   // Called now and then with the bytes of data written so far and in all.
-  std::function<void(int64_t written, int64_t total)> progress;
+  std::function<void(int64_t written, int64_t total)> progress = {};
 };
 
 // Writes a checkpoint into `directory`, which is created if need be, without holding more than a
