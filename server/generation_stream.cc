@@ -1,5 +1,6 @@
 #include "server/generation_stream.h"
 
+#include <spdlog/fmt/fmt.h>
 #include <spdlog/spdlog.h>
 
 #include <chrono>
@@ -195,22 +196,22 @@ void GenerationStream::OnDone() {
 }
 
 void GenerationStream::LogRequest() {
-  std::string line =
-      absl::StrCat("method=Generate id=", request_id_,
-                   " status=", std::string(absl::StatusCodeToString(status_->code())));
+  std::string line = fmt::format("method=Generate id={} status={}", request_id_,
+                                 std::string(absl::StatusCodeToString(status_->code())));
   if (result_.has_value()) {
     const v1::Usage& usage = result_->usage();
     const v1::Timings& timings = result_->timings();
-    absl::StrAppend(&line, " finish=",
-                    absl::AsciiStrToLower(absl::StripPrefix(
-                        v1::FinishReason_Name(result_->finish_reason()), "FINISH_REASON_")),
-                    " prompt_tokens=", usage.prompt_tokens(),
-                    " cached_tokens=", usage.cached_tokens(),
-                    " generated_tokens=", usage.generated_tokens(), " steps=", timings.steps(),
-                    " queue_ms=", timings.queue_ms(), " prefill_ms=", timings.prefill_ms(),
-                    " decode_ms=", timings.decode_ms());
+    const std::string reason = absl::AsciiStrToLower(
+        absl::StripPrefix(v1::FinishReason_Name(result_->finish_reason()), "FINISH_REASON_"));
+    line += fmt::format(
+        " finish={} prompt_tokens={} cached_tokens={} generated_tokens={} steps={} queue_ms={:.2f}"
+        " prefill_ms={:.2f} decode_ms={:.2f}",
+        reason, usage.prompt_tokens(), usage.cached_tokens(), usage.generated_tokens(),
+        timings.steps(), timings.queue_ms(), timings.prefill_ms(), timings.decode_ms());
   }
-  if (!status_->ok()) absl::StrAppend(&line, " error=\"", status_->message(), "\"");
+  if (!status_->ok()) {
+    line += fmt::format(" error=\"{}\"", std::string(status_->message()));
+  }
   spdlog::info("{}", line);
 }
 

@@ -8,6 +8,7 @@
 #include <spdlog/spdlog.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <atomic>
 #include <cctype>
 #include <csignal>
@@ -15,6 +16,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <optional>
@@ -116,8 +118,16 @@ std::optional<int> ParseFlags(int argc, char** argv, Options& options) {
       ->transform(CLI::CheckedTransformer(levels, CLI::ignore_case))
       ->default_str("info");
 
+  // CLI11 takes the last argument first. Underscores in a flag's name read as dashes.
+  std::vector<std::string> arguments(std::make_reverse_iterator(argv + argc),
+                                     std::make_reverse_iterator(argv + 1));
+  for (std::string& argument : arguments) {
+    if (!argument.starts_with("--")) continue;
+    std::replace(argument.begin(), argument.begin() + std::min(argument.find('='), argument.size()),
+                 '_', '-');
+  }
   try {
-    app.parse(argc, argv);
+    app.parse(std::move(arguments));
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kExitDrained : kExitUsage;
   }
