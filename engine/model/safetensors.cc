@@ -11,7 +11,6 @@
 #include <set>
 #include <system_error>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "engine/model/problems.h"
 #include "engine/model/strict_json.h"

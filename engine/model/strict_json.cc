@@ -91,7 +91,7 @@ class DocumentBuilder : public nlohmann::json_sax<json> {
   json root_;
   std::vector<json*> open_;  // containers around the current position; the innermost is last, and
                              // the only one that grows, so the others stay where they are
-  std::string key_;  // the next member's name, where open_.back() is an object
+  std::string key_;          // the next member's name, where open_.back() is an object
   size_t num_values_ = 0;
   std::string error_;
 };
