@@ -3,7 +3,8 @@
     python train.py --config configs/demo.json --cache CACHE --out RUN --minutes 12
 
 The schedule follows the clock: the rate warms up over the first 1 % of `--minutes`, holds, and falls linearly to zero over
-the last `--decay` share. `RUN/state.pt` is rewritten now and then, at SIGTERM and at the end; `--resume` continues from it.
+the last `--decay` share. `RUN/state.pt` is rewritten now and then, at SIGTERM and at the end; `--resume` continues from it,
+`--init DIR --start-minutes M` from a checkpoint alone, M minutes into the schedule.
 Matrices are trained by Muon, everything else by AdamW; `--optimizer adamw` uses AdamW throughout.
 """
 
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from checkpoint import build_model
+from checkpoint import build_model, load_checkpoint
 from data import Mixture, validation_batches
 from muon import Muon
 
@@ -91,6 +92,9 @@ def main() -> None:
     parser.add_argument("--save-minutes", type=float, default=5.0)
     parser.add_argument("--max-seconds", type=float, default=0, help="save and stop after this long; 0: never")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--init", type=Path, help="checkpoint folder to start from")
+    parser.add_argument("--start-minutes", type=float, default=0.0, help="where in the schedule to start")
+    parser.add_argument("--cpu-clock", action="store_true", help="count processor time instead of wall time")
     args = parser.parse_args()
 
     if args.threads:
@@ -101,18 +105,17 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     state_file = args.out / "state.pt"
 
-    model = build_model(json.loads(args.config.read_text())).to(args.device)
+    model = load_checkpoint(args.init) if args.init else build_model(json.loads(args.config.read_text()))
+    model = model.to(args.device).train()
     optimizers = build_optimizers(model, args)
-    elapsed, step, tokens_seen = 0.0, 0, 0
+    base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    elapsed, step, tokens_seen = 60 * args.start_minutes, 0, 0
     if args.resume:
         state = torch.load(state_file, map_location=args.device, weights_only=True)
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"]):
             optimizer.load_state_dict(saved)
         elapsed, step, tokens_seen = state["elapsed"], state["step"], state["tokens"]
-    base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    if args.resume:
-        base_rates = [[args.lr] * len(optimizers[0].param_groups)] + [[args.matrix_lr]] * (len(optimizers) - 1)
 
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {args.device}, {args.dtype}", flush=True)
     data = Mixture(args.cache, parse_weights(args.weights), args.seed + step)
@@ -146,14 +149,15 @@ def main() -> None:
         stopped = True
 
     signal.signal(signal.SIGTERM, stop)
+    clock = time.process_time if args.cpu_clock else time.monotonic
 
     train_step()  # compiles
     model.zero_grad(set_to_none=True)
-    started = last = time.monotonic()
-    begun_at, minutes = elapsed, args.minutes
-    last_step, next_validation, next_save = step, elapsed / 60 + args.validate_minutes, elapsed / 60 + args.save_minutes
+    started = last = clock()
+    begun_at, minutes, last_step = elapsed, args.minutes, step
+    next_validation, next_save = elapsed / 60 + args.validate_minutes, elapsed / 60 + args.save_minutes
     while not stopped:
-        elapsed = begun_at + time.monotonic() - started
+        elapsed = begun_at + clock() - started
         if elapsed >= minutes * 60 or (args.max_seconds and elapsed - begun_at >= args.max_seconds):
             break
         factor = rate(elapsed / 60 / minutes, args.decay)
@@ -167,13 +171,13 @@ def main() -> None:
         step += 1
         tokens_seen += args.batch * args.length
 
-        now = time.monotonic()
+        now = clock()
         if now - last >= args.report_seconds:
             speed = (step - last_step) * args.batch * args.length / (now - last)
             print(f"{elapsed / 60:6.2f} of {minutes:g} min  step {step}  loss {cross_entropy.item():.4f}  "
                   f"rec {consistency.item():.3f}  rate {factor:.3f}  {speed:,.0f} tok/s  "
                   f"{tokens_seen / 1e6:.2f} M tokens", flush=True)
-            last, last_step = time.monotonic(), step
+            last, last_step = clock(), step
         if elapsed / 60 >= next_validation:
             print(f"{elapsed / 60:6.2f} min  validation {validate(args.validate_windows):.4f} bits per byte", flush=True)
             next_validation += args.validate_minutes

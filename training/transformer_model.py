@@ -32,10 +32,13 @@ class Transformer(nn.Module):
         self.embedding = nn.Parameter(torch.randn(c.vocab_size, c.stack.hidden_size) * c.stack.hidden_size ** -0.5)
         self.stack = Stack(c.stack)
 
+    def hidden(self, tokens: Tensor, dtype=torch.float32) -> Tensor:
+        """tokens [B, T] -> [B, T, hidden_size]."""
+        return self.stack(F.embedding(tokens, self.embedding).to(dtype) * self.config.stack.hidden_size ** 0.5)
+
     def forward(self, tokens: Tensor, dtype=torch.float32) -> Tensor:
         """tokens [B, T] -> logits [B, T, V] of the token after each."""
-        x = F.embedding(tokens, self.embedding).to(dtype) * self.config.stack.hidden_size ** 0.5
-        return linear(self.stack(x), self.embedding)
+        return linear(self.hidden(tokens, dtype), self.embedding)
 
     def loss(self, tokens: Tensor, dtype=torch.float32, hiergen_rows: int = 0) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy of tokens 1 .. T-1 given those before them, and zero (there is no L_rec)."""
