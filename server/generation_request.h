@@ -31,7 +31,7 @@ struct Generation {
 absl::StatusOr<Generation> ParseGenerateRequest(const v1::GenerateRequest& request,
                                                 const ModelFacts& model, uint64_t seed);
 
-// kExact has no name on the wire but its own: kUnspecified never comes back.
+// Never GENERATION_MODE_UNSPECIFIED.
 v1::GenerationMode ToProto(GenerationMode mode);
 
 }  // namespace photon
