@@ -13,6 +13,7 @@
 #include <cctype>
 #include <csignal>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -172,8 +173,8 @@ class ShutdownSignals {
       sigwait(&signals, &signal);
       if (stopping_) return;
       if (received > 0) {
-        spdlog::warn("a second signal: ending at once");
-        spdlog::default_logger()->flush();
+        // Not through the log, which writes on a thread of its own.
+        std::fputs("a second signal: ending at once\n", stderr);
         std::_Exit(kExitFatal);
       }
       spdlog::info("{}: draining", strsignal(signal));
