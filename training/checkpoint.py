@@ -1,4 +1,5 @@
-"""Reads and writes models: checkpoint folders (config.json + safetensors) and the trainer's own state files."""
+"""Reads and writes models: checkpoint folders (config.json + safetensors) and the trainer's own
+state files."""
 
 import json
 from pathlib import Path
@@ -20,12 +21,17 @@ def build_model(config: dict) -> nn.Module:
     return Photon(PhotonConfig.from_dict(config))
 
 
-def save_checkpoint(model: nn.Module, folder: Path, dtype: str = "bfloat16", max_shard_bytes: int = 0) -> None:
-    """Writes config.json and model.safetensors, or shards with an index when `max_shard_bytes` is exceeded."""
+def save_checkpoint(
+    model: nn.Module, folder: Path, dtype: str = "bfloat16", max_shard_bytes: int = 0
+) -> None:
+    """Writes config.json and model.safetensors, or shards with an index when `max_shard_bytes` is
+    exceeded."""
     folder.mkdir(parents=True, exist_ok=True)
     config = {**model.config.to_dict(), "dtype": dtype}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    tensors = {k: v.detach().cpu().to(DTYPES[dtype]).contiguous() for k, v in model.state_dict().items()}
+    tensors = {
+        k: v.detach().cpu().to(DTYPES[dtype]).contiguous() for k, v in model.state_dict().items()
+    }
     total = sum(t.nbytes for t in tensors.values())
     if not max_shard_bytes or total <= max_shard_bytes:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -2,8 +2,9 @@
 
     python data.py --corpus DIR --tokenizer tokenizer.model --cache DIR
 
-For each corpus file NAME.txt.xz the cache holds NAME.tokens.npy, every document as BOS + pieces + EOS, and
-NAME.starts.npy, where each document starts. bytes_per_token.npy has the UTF-8 length of every piece.
+For each corpus file NAME.txt.xz the cache holds NAME.tokens.npy, every document as BOS + pieces +
+EOS, and NAME.starts.npy, where each document starts. bytes_per_token.npy has the UTF-8 length of
+every piece.
 """
 
 import argparse
@@ -34,27 +35,38 @@ def build_cache(corpus: Path, tokenizer: Path, cache: Path, threads: int) -> Non
     assert processor.vocab_size() <= 1 << 16
     np.save(cache / "bytes_per_token.npy", piece_lengths(processor))
     for path in sorted(corpus.glob("*.txt.xz")):
-        documents = processor.encode(list(read_documents(path)), add_bos=True, add_eos=True, num_threads=threads)
+        documents = processor.encode(
+            list(read_documents(path)), add_bos=True, add_eos=True, num_threads=threads
+        )
         lengths = np.array([len(document) for document in documents])
         name = path.name.removesuffix(".txt.xz")
-        np.save(cache / f"{name}.tokens.npy", np.concatenate([np.array(d, dtype=np.uint16) for d in documents]))
+        np.save(
+            cache / f"{name}.tokens.npy",
+            np.concatenate([np.array(d, dtype=np.uint16) for d in documents]),
+        )
         np.save(cache / f"{name}.starts.npy", np.cumsum(lengths) - lengths)
         print(f"{name}: {len(documents)} documents, {lengths.sum():,} tokens", flush=True)
 
 
 class Mixture:
-    """Random sequences from the cached training files, each file drawn in proportion to weight * tokens."""
+    """Random sequences from the cached training files, each file drawn in proportion to weight *
+    tokens."""
 
-    def __init__(self, cache: Path, weights: dict[str, float], seed: int, document_start_share: float = 0.5):
+    def __init__(
+        self, cache: Path, weights: dict[str, float], seed: int, document_start_share: float = 0.5
+    ):
         self.rng = np.random.default_rng(seed)
         self.document_start_share = document_start_share
         self.streams = [np.load(cache / f"train_{name}.tokens.npy") for name in weights]
         self.starts = [np.load(cache / f"train_{name}.starts.npy") for name in weights]
-        share = np.array([len(s) * w for s, w in zip(self.streams, weights.values())], dtype=np.float64)
+        share = np.array(
+            [len(s) * w for s, w in zip(self.streams, weights.values())], dtype=np.float64
+        )
         self.share = share / share.sum()
 
     def batch(self, rows: int, length: int) -> torch.Tensor:
-        """[rows, length] int64. A sequence starts at a document's start, as prompts do, or anywhere."""
+        """[rows, length] int64. A sequence starts at a document's start, as prompts do, or
+        anywhere."""
         out = np.empty((rows, length), dtype=np.int64)
         for row, source in enumerate(self.rng.choice(len(self.streams), size=rows, p=self.share)):
             stream = self.streams[source]
@@ -66,18 +78,23 @@ class Mixture:
         return torch.from_numpy(out)
 
 
-def validation_batches(cache: Path, rows: int, length: int, limit: int = 0) -> Iterator[torch.Tensor]:
-    """Consecutive windows of the validation stream, [<= rows, length] each; `limit` caps the windows."""
+def validation_batches(
+    cache: Path, rows: int, length: int, limit: int = 0
+) -> Iterator[torch.Tensor]:
+    """Consecutive windows of the validation stream, [<= rows, length] each; `limit` caps the
+    windows."""
     stream = np.load(cache / "valid.tokens.npy")
-    windows = stream[:len(stream) // length * length].reshape(-1, length)
+    windows = stream[: len(stream) // length * length].reshape(-1, length)
     if limit:
-        windows = windows[::max(1, len(windows) // limit)][:limit]
+        windows = windows[:: max(1, len(windows) // limit)][:limit]
     for first in range(0, len(windows), rows):
-        yield torch.from_numpy(windows[first:first + rows].astype(np.int64))
+        yield torch.from_numpy(windows[first : first + rows].astype(np.int64))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True)

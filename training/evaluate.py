@@ -2,10 +2,11 @@
 
     python evaluate.py --model DIR_OR_STATE --cache CACHE --out results.json
 
-Validation bits per byte come from consecutive windows of `--length` tokens, the first token of each left out, so that
-PHOTON and the Transformer are scored on the same tokens. For PHOTON every generation mode is measured too: half a
-window is the prompt, and the tokens of the next `--horizon` meta-contexts are scored as the mode would predict them with
-those tokens forced: perplexity, KL divergence from the reference forward pass, and how often the likeliest token agrees.
+Validation bits per byte come from consecutive windows of `--length` tokens, the first token of each
+left out, so that PHOTON and the Transformer are scored on the same tokens. For PHOTON every
+generation mode is measured too: half a window is the prompt, and the tokens of the next `--horizon`
+meta-contexts are scored as the mode would predict them with those tokens forced: perplexity, KL
+divergence from the reference forward pass, and how often the likeliest token agrees.
 """
 
 import argparse
@@ -58,18 +59,20 @@ def recgen_logits(model: Photon, tokens: Tensor, first: int, metas: int, dtype) 
     condition = torch.cat(conditions, dim=1)
     for index in range(len(model.levels) - 2, 0, -1):
         condition = model.decode_units(index, condition, None)
-    scored = tokens[:, first:first + metas * model.config.meta_tokens()]
+    scored = tokens[:, first : first + metas * model.config.meta_tokens()]
     return model.logits(model.decode_tokens(condition, scored))
 
 
 @torch.no_grad()
-def measure_modes(model: Photon, cache: Path, rows: int, length: int, limit: int, horizon: int, device, dtype) -> dict:
+def measure_modes(
+    model: Photon, cache: Path, rows: int, length: int, limit: int, horizon: int, device, dtype
+) -> dict:
     meta = model.config.meta_tokens()
     first, count = length // 2 // meta * meta, horizon * meta
     sums: dict[str, list[float]] = {}
     tokens_scored = 0
     for tokens in validation_batches(cache, rows, length, limit):
-        tokens = tokens[:, :first + count].to(device)
+        tokens = tokens[:, : first + count].to(device)
         target = tokens[:, first:]
         reference = model(tokens, dtype)[:, first:].float().log_softmax(-1)
         logits = {"exact": reference}
@@ -79,16 +82,26 @@ def measure_modes(model: Photon, cache: Path, rows: int, length: int, limit: int
         tokens_scored += target.numel()
         for mode, values in logits.items():
             log_p = values.float().log_softmax(-1)
-            found = [-log_p.gather(-1, target[..., None]).sum().item(),
-                     (reference.exp() * (reference - log_p)).sum().item(),
-                     (log_p.argmax(-1) == reference.argmax(-1)).sum().item()]
+            found = [
+                -log_p.gather(-1, target[..., None]).sum().item(),
+                (reference.exp() * (reference - log_p)).sum().item(),
+                (log_p.argmax(-1) == reference.argmax(-1)).sum().item(),
+            ]
             sums[mode] = [a + b for a, b in zip(sums.get(mode, [0.0] * 3), found)]
-    return {mode: {"perplexity": math.exp(nats / tokens_scored), "kl_nats": kl / tokens_scored,
-                   "greedy_agreement": agreed / tokens_scored} for mode, (nats, kl, agreed) in sums.items()}
+    return {
+        mode: {
+            "perplexity": math.exp(nats / tokens_scored),
+            "kl_nats": kl / tokens_scored,
+            "greedy_agreement": agreed / tokens_scored,
+        }
+        for mode, (nats, kl, agreed) in sums.items()
+    }
 
 
 def matrix_sizes(model) -> dict[str, float]:
-    """What a generated token costs: key-value bytes that stay (bf16), and multiply-adds of the weight matrices."""
+    """What a generated token costs: key-value bytes that stay (bf16), and multiply-adds of the
+    weight matrices."""
+
     def stack_weights(stack) -> int:
         return sum(p.numel() for p in stack.parameters() if p.ndim == 2)
 
@@ -97,13 +110,19 @@ def matrix_sizes(model) -> dict[str, float]:
 
     if isinstance(model, Transformer):
         c = model.config
-        return {"kv_bytes_per_token": kv_bytes(c.stack),
-                "multiply_adds_per_token": stack_weights(model.stack) + model.embedding.numel()}
+        return {
+            "kv_bytes_per_token": kv_bytes(c.stack),
+            "multiply_adds_per_token": stack_weights(model.stack) + model.embedding.numel(),
+        }
     head = model.config.vocab_size * model.config.embedding_dim
     kv, cost, below = 0.0, float(head), 1
-    for index, level in enumerate(model.levels):
+    for level in model.levels:
         c = level.config
-        cost += stack_weights(level.decoder) * (c.converter_width + c.chunk_size - 1) / (below * c.chunk_size)
+        cost += (
+            stack_weights(level.decoder)
+            * (c.converter_width + c.chunk_size - 1)
+            / (below * c.chunk_size)
+        )
         below *= c.chunk_size
         cost += (stack_weights(level.encoder) + level.converter.weight.numel()) / below
         cost += 0 if c.chunker.type == "concat" else level.chunker.weight.numel() / below
@@ -114,7 +133,7 @@ def matrix_sizes(model) -> dict[str, float]:
 
 @torch.no_grad()
 def prefill_speed(model, length: int, device, dtype, rows: int = 4, repeats: int = 8) -> float:
-    """Prompt tokens per second: PHOTON runs its encoders, the Transformer all layers and no head."""
+    """Prompt tokens per second: PHOTON runs its encoders, the Transformer its layers, no head."""
     tokens = torch.randint(3, model.config.vocab_size, (rows, length), device=device)
     best = math.inf
     for _ in range(repeats):
@@ -132,14 +151,18 @@ def prefill_speed(model, length: int, device, dtype, rows: int = 4, repeats: int
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, required=True, help="checkpoint folder or state.pt")
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--windows", type=int, default=0, help="0: all")
-    parser.add_argument("--horizon", type=int, default=8, help="meta-contexts that a mode predicts after its prompt")
+    parser.add_argument(
+        "--horizon", type=int, default=8, help="meta-contexts that a mode predicts after its prompt"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32")
     parser.add_argument("--threads", type=int, default=1)
@@ -148,9 +171,12 @@ def main() -> None:
     dtype = getattr(torch, args.dtype)
     model = load_checkpoint(args.model).to(args.device)
     shared = (args.cache, args.rows, args.length, args.windows)
-    results = {"parameters": sum(p.numel() for p in model.parameters()),
-               "bits_per_byte": bits_per_byte(model, *shared, args.device, dtype), **matrix_sizes(model),
-               "prefill_tokens_per_second": prefill_speed(model, args.length, args.device, dtype)}
+    results = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "bits_per_byte": bits_per_byte(model, *shared, args.device, dtype),
+        **matrix_sizes(model),
+        "prefill_tokens_per_second": prefill_speed(model, args.length, args.device, dtype),
+    }
     if isinstance(model, Photon):
         results["modes"] = measure_modes(model, *shared, args.horizon, args.device, dtype)
     text = json.dumps(results, indent=2)

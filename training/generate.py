@@ -1,6 +1,7 @@
-"""Reference generation in the three modes, as docs/model.md section 5 defines them. Plain, not fast.
+"""Reference generation in the three modes, as docs/model.md section 5 defines them. Plain, not
+fast.
 
-    python generate.py --model DIR --prompt "Once upon a time" --mode hiergen --temperature 0.8 --top-p 0.95
+    python generate.py --model DIR --prompt "Once upon a time" --mode hiergen
 """
 
 import argparse
@@ -38,8 +39,8 @@ def nucleus(temperature: float, top_p: float, seed: int) -> Sampler:
 class Generator:
     """One sequence. `logits` holds the row that each generated token was picked from.
 
-    The top stream is kept as the inputs of the top encoder, one per finished meta-context; lower states are
-    recomputed from the tokens.
+    The top stream is kept as the inputs of the top encoder, one per finished meta-context; lower
+    states are recomputed from the tokens.
     """
 
     def __init__(self, model: Photon, mode: str, sampler: Sampler = greedy):
@@ -61,12 +62,13 @@ class Generator:
         return states
 
     def extend(self, meta_tokens: list[int], predictions: Optional[Tensor] = None) -> None:
-        """Advances the top stream by one meta-context: its real states, or `predictions` Y[L-1] [C_L, D_{L-1}]."""
+        """Advances the top stream by one meta-context: its real states, or `predictions` Y[L-1]
+        [C_L, D_{L-1}]."""
         self.tokens += meta_tokens
         top = self.model.levels[-1]
         units = predictions
         if units is None:
-            units = self.lower_states(self.tokens)[-1][0, -top.config.chunk_size:]
+            units = self.lower_states(self.tokens)[-1][0, -top.config.chunk_size :]
         self.top_inputs.append(top.chunker(units))
 
     def condition(self) -> Tensor:
@@ -94,7 +96,8 @@ class Generator:
         tokens.append(int(self.sampler(logits)[0]))
 
     def decode_parallel(self) -> tuple[list[int], Optional[Tensor]]:
-        """One meta-context whose decoders of level >= 2 read their own predictions; all its level-1 groups at once.
+        """One meta-context whose decoders of level >= 2 read their own predictions; all its level-1
+        groups at once.
 
         Returns the tokens and Y[L-1] [C_L, D_{L-1}] (None at one level).
         """
@@ -117,7 +120,7 @@ class Generator:
         """Continues `prompt` by at least `count` tokens, to the end of a meta-context."""
         whole = len(prompt) // self.meta * self.meta
         for first in range(0, whole, self.meta):
-            self.extend(prompt[first:first + self.meta])
+            self.extend(prompt[first : first + self.meta])
         forced = prompt[whole:]
         if forced:
             self.extend(self.decode_exact(forced))
@@ -127,21 +130,27 @@ class Generator:
             else:
                 tokens, predictions = self.decode_parallel()
                 self.extend(tokens, predictions if self.mode == "recgen" else None)
-        return self.tokens[len(prompt):]
+        return self.tokens[len(prompt) :]
 
 
-def generate_text(model: Photon, processor, prompt: str, mode: str, count: int, sampler: Sampler) -> str:
+def generate_text(
+    model: Photon, processor, prompt: str, mode: str, count: int, sampler: Sampler
+) -> str:
     """The prompt's continuation, up to the first end-of-text token."""
     ids = [processor.bos_id()] + processor.encode(prompt)
     output = Generator(model, mode, sampler).run(ids, count)[:count]
     if processor.eos_id() in output:
-        output = output[:output.index(processor.eos_id())]
-    return processor.decode(ids[1:] + output)[len(prompt):]
+        output = output[: output.index(processor.eos_id())]
+    return processor.decode(ids[1:] + output)[len(prompt) :]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="checkpoint folder with tokenizer.model")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", type=Path, required=True, help="checkpoint folder with tokenizer.model"
+    )
     parser.add_argument("--prompt", action="append", required=True)
     parser.add_argument("--mode", action="append", choices=MODES)
     parser.add_argument("--tokens", type=int, default=128)
@@ -155,7 +164,9 @@ def main() -> None:
     processor = sentencepiece.SentencePieceProcessor(model_file=str(args.model / "tokenizer.model"))
     for prompt in args.prompt:
         for mode in args.mode or MODES:
-            sampler = nucleus(args.temperature, args.top_p, args.seed) if args.temperature > 0 else greedy
+            sampler = (
+                nucleus(args.temperature, args.top_p, args.seed) if args.temperature > 0 else greedy
+            )
             text = generate_text(model, processor, prompt, mode, args.tokens, sampler)
             print(f"[{mode}] {prompt}|{text}\n", flush=True)
 

@@ -1,8 +1,10 @@
 """Writes a checkpoint's README.md: comparison, modes, samples.
 
-    python model_card.py --model DIR --notes notes.md --results "PHOTON=photon.json" --results "Transformer=transformer.json"
+    python model_card.py --model DIR --notes notes.md --results "PHOTON=photon.json" \\
+        --results "Transformer=transformer.json"
 
-Results are files of evaluate.py; the first one is the checkpoint's. The notes say how the models were trained and follow the title.
+Results are files of evaluate.py; the first one is the checkpoint's. The notes say how the models
+were trained and follow the title.
 """
 
 import argparse
@@ -23,19 +25,29 @@ PROMPTS = (
 
 
 def comparison_table(results: dict[str, dict]) -> str:
-    lines = ["| model | parameters | validation bits per byte | prefill, tokens/s | KV bytes per token (bf16) "
-             "| weight multiply-adds per generated token |", "|---|---:|---:|---:|---:|---:|"]
+    lines = [
+        "| model | parameters | validation bits per byte | prefill, tokens/s | KV bytes per token (bf16) "
+        "| weight multiply-adds per generated token |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
     for name, r in results.items():
-        lines.append(f"| {name} | {r['parameters'] / 1e6:.1f} M | {r['bits_per_byte']:.3f} | "
-                     f"{r['prefill_tokens_per_second']:,.0f} | {r['kv_bytes_per_token']:,.0f} | "
-                     f"{r['multiply_adds_per_token'] / 1e6:.1f} M |")
+        lines.append(
+            f"| {name} | {r['parameters'] / 1e6:.1f} M | {r['bits_per_byte']:.3f} | "
+            f"{r['prefill_tokens_per_second']:,.0f} | {r['kv_bytes_per_token']:,.0f} | "
+            f"{r['multiply_adds_per_token'] / 1e6:.1f} M |"
+        )
     return "\n".join(lines)
 
 
 def mode_table(modes: dict[str, dict]) -> str:
-    lines = ["| mode | perplexity per token | KL from the reference, nats per token | greedy agreement |", "|---|---:|---:|---:|"]
+    lines = [
+        "| mode | perplexity per token | KL from the reference, nats per token | greedy agreement |",
+        "|---|---:|---:|---:|",
+    ]
     for mode, r in modes.items():
-        lines.append(f"| `{mode}` | {r['perplexity']:.1f} | {abs(r['kl_nats']):.3f} | {r['greedy_agreement']:.1%} |")
+        lines.append(
+            f"| `{mode}` | {r['perplexity']:.1f} | {abs(r['kl_nats']):.3f} | {r['greedy_agreement']:.1%} |"
+        )
     return "\n".join(lines)
 
 
@@ -45,15 +57,21 @@ def samples(folder: Path, count: int, temperature: float, top_p: float, seed: in
     sections = []
     for prompt in PROMPTS:
         for mode in MODES:
-            text = generate_text(model, processor, prompt, mode, count, nucleus(temperature, top_p, seed))
+            text = generate_text(
+                model, processor, prompt, mode, count, nucleus(temperature, top_p, seed)
+            )
             quoted = f"**{prompt}**{text}".strip().replace("\n", "\n> ")
             sections.append(f"`{mode}`\n\n> {quoted}")
     return "\n\n".join(sections)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="checkpoint folder; its README.md is written")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", type=Path, required=True, help="checkpoint folder; its README.md is written"
+    )
     parser.add_argument("--notes", type=Path, required=True)
     parser.add_argument("--results", action="append", required=True, metavar="NAME=FILE")
     parser.add_argument("--tokens", type=int, default=112)

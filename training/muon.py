@@ -1,9 +1,9 @@
-"""Muon (Jordan et al., 2024): momentum whose update is orthogonalised by a Newton-Schulz iteration."""
+"""Muon (Jordan et al., 2024): momentum, orthogonalised by a Newton-Schulz iteration."""
 
 import torch
 from torch import Tensor
 
-# Quintic coefficients of the reference implementation: five iterations bring singular values near 1.
+# Coefficients of the reference implementation: five iterations bring singular values near 1.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 

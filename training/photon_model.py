@@ -1,12 +1,14 @@
 """The PHOTON model: hierarchical autoregressive language modelling (arXiv 2512.20687).
 
-An encoder folds `C_1` tokens into one level-1 unit, `C_2` of those into one level-2 unit, and so on up to
-level `L`; a decoder rebuilds the units below from the unit above inside windows of `R_l + C_l` positions.
-Notation follows docs/model.md: level l is `levels[l - 1]`, `X[l]` are encoder states, `Y[l]` the decoder's
-predictions of them, `P_l` tokens lie under one unit of level l, and a meta-context is `P_L` tokens.
+An encoder folds `C_1` tokens into one level-1 unit, `C_2` of those into one level-2 unit, and so on
+up to level `L`; a decoder rebuilds the units below from the unit above inside windows of `R_l +
+C_l` positions. Notation follows docs/model.md: level l is `levels[l - 1]`, `X[l]` are encoder
+states, `Y[l]` the decoder's predictions of them, `P_l` tokens lie under one unit of level l, and a
+meta-context is `P_L` tokens.
 
-Parameters are named as a checkpoint names its tensors, so `state_dict()` is the checkpoint. They are stored in
-one dtype (fp32 while training); every forward pass runs in the dtype of its `dtype` argument.
+Parameters are named as a checkpoint names its tensors, so `state_dict()` is the checkpoint. They
+are stored in one dtype (fp32 while training); every forward pass runs in the dtype of its `dtype`
+argument.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -16,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Windows up to this many positions use two small batched products instead of a library attention kernel.
+# Windows up to this many positions use two small batched products, not a library's attention.
 SMALL_WINDOW = 16
 
 
@@ -88,8 +90,12 @@ class PhotonConfig:
         levels = []
         for level in values.pop("levels"):
             level = dict(level)
-            for name, cls in (("encoder", StackConfig), ("decoder", StackConfig),
-                              ("chunker", ChunkerConfig), ("converter", ConverterConfig)):
+            for name, cls in (
+                ("encoder", StackConfig),
+                ("decoder", StackConfig),
+                ("chunker", ChunkerConfig),
+                ("converter", ConverterConfig),
+            ):
                 if name in level:
                     level[name] = cls(**level[name])
             levels.append(LevelConfig(**level))
@@ -141,10 +147,11 @@ def rope_tables(length: int, dims: int, theta: float, device, dtype) -> tuple[Te
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates the first 2 * cos.shape[-1] dimensions of x [N, S, heads, head_dim]; the halves are the pairs."""
+    """Rotates the first 2 * cos.shape[-1] dimensions of x [N, S, heads, head_dim]; the halves are
+    the pairs."""
     half = cos.shape[-1]
     cos, sin = cos[:, None, :], sin[:, None, :]
-    a, b, rest = x[..., :half], x[..., half:2 * half], x[..., 2 * half:]
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
 
 
@@ -201,7 +208,9 @@ class Stack(nn.Module):
     def __init__(self, c: StackConfig):
         super().__init__()
         self.config = c
-        self.layers = nn.ModuleList(Block(c, (2 * c.num_layers) ** -0.5) for _ in range(c.num_layers))
+        self.layers = nn.ModuleList(
+            Block(c, (2 * c.num_layers) ** -0.5) for _ in range(c.num_layers)
+        )
         self.norm = ones(c.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -248,7 +257,11 @@ class Converter(nn.Module):
 
     def __init__(self, level: LevelConfig):
         super().__init__()
-        self.config, self.eps, self.r = level.converter, level.decoder.norm_eps, level.converter_width
+        self.config, self.eps, self.r = (
+            level.converter,
+            level.decoder.norm_eps,
+            level.converter_width,
+        )
         above, below = level.encoder.hidden_size, level.decoder.hidden_size
         if self.config.in_norm:
             self.in_norm = ones(above)
@@ -268,7 +281,7 @@ class Converter(nn.Module):
         if c.kernel == 3:
             conv = self.conv.to(h.dtype)
             padded = F.pad(h, (0, 0, 1, 1))
-            h = h + sum(conv[:, i] * padded[..., i:i + self.r, :] for i in range(3))
+            h = h + sum(conv[:, i] * padded[..., i : i + self.r, :] for i in range(3))
         return rms_norm(h, self.out_norm, self.eps) if c.out_norm else h
 
 
@@ -284,18 +297,18 @@ class Level(nn.Module):
     def decode(self, condition: Tensor, content: Tensor) -> Tensor:
         """Predictions for slots 0 .. S of each group.
 
-        condition [N, D_l] and the content of the first S slots [N, S, D_{l-1}] -> [N, S + 1, D_{l-1}].
-        Row j has seen the conditioning and the content of slots < j.
+        condition [N, D_l] and the content of the first S slots [N, S, D_{l-1}] -> [N, S + 1,
+        D_{l-1}]. Row j has seen the conditioning and the content of slots < j.
         """
         window = torch.cat([self.converter(condition), content], dim=1)
-        return self.decoder(window)[:, self.config.converter_width - 1:]
+        return self.decoder(window)[:, self.config.converter_width - 1 :]
 
     def decode_own_predictions(self, condition: Tensor) -> Tensor:
         """As decode() for all C slots, where each slot's content is the prediction made for it."""
         window = self.converter(condition)
         for _ in range(self.config.chunk_size - 1):
             window = torch.cat([window, self.decoder(window)[:, -1:]], dim=1)
-        return self.decoder(window)[:, self.config.converter_width - 1:]
+        return self.decoder(window)[:, self.config.converter_width - 1 :]
 
 
 class Photon(nn.Module):
@@ -303,27 +316,33 @@ class Photon(nn.Module):
         super().__init__()
         self.config = c
         if c.encoder_embedding_dim is not None:
-            self.encoder_embedding = nn.Parameter(torch.randn(c.vocab_size, c.encoder_embedding_dim))
+            self.encoder_embedding = nn.Parameter(
+                torch.randn(c.vocab_size, c.encoder_embedding_dim)
+            )
         # A tied table also is the head, whose logits should start near zero.
         self.embedding = nn.Parameter(torch.randn(c.vocab_size, c.embedding_dim))
         if c.tie_word_embeddings or c.scale_embeddings:
             with torch.no_grad():
-                self.embedding *= c.embedding_dim ** -0.5
+                self.embedding *= c.embedding_dim**-0.5
         if not c.tie_word_embeddings:
-            self.lm_head = nn.Parameter(torch.randn(c.vocab_size, c.embedding_dim) * c.embedding_dim ** -0.5)
+            self.lm_head = nn.Parameter(
+                torch.randn(c.vocab_size, c.embedding_dim) * c.embedding_dim**-0.5
+            )
         if c.final_norm:
             self.final_norm = ones(c.embedding_dim)
         self.start_latent = nn.Parameter(torch.randn(c.levels[-1].encoder.hidden_size) * 0.5)
-        self.levels = nn.ModuleList(Level(level, c.unit_width(i)) for i, level in enumerate(c.levels))
+        self.levels = nn.ModuleList(
+            Level(level, c.unit_width(i)) for i, level in enumerate(c.levels)
+        )
 
     def embed(self, tokens: Tensor, dtype, for_encoder: bool) -> Tensor:
-        """tokens [...] -> [..., E] for the level-1 chunker or [..., D_0] for the level-1 decoder."""
+        """tokens [...] -> [..., E] for the level-1 chunker, [..., D_0] for the level-1 decoder."""
         separate = for_encoder and self.config.encoder_embedding_dim is not None
         x = F.embedding(tokens, self.encoder_embedding if separate else self.embedding).to(dtype)
         return x * x.shape[-1] ** 0.5 if self.config.scale_embeddings else x
 
     def encode_units(self, index: int, units: Tensor) -> Tensor:
-        """One level: units [B, M, unit width] -> encoder states [B, M / C, D_l], M a multiple of C."""
+        """units [B, M, unit width], M a multiple of C -> encoder states [B, M / C, D_l]."""
         level = self.levels[index]
         x = level.chunker(units.unflatten(1, (-1, level.config.chunk_size)))
         if level.config.encoder_span == "global":
@@ -333,21 +352,23 @@ class Photon(nn.Module):
         return level.encoder(blocks).reshape(x.shape)
 
     def encode(self, tokens: Tensor, dtype=torch.float32) -> list[Tensor]:
-        """tokens [B, T], T a multiple of P_L -> [X[0], X[1], ..., X[L]], X[l] of shape [B, T / P_l, D_l]."""
+        """tokens [B, T], T a multiple of P_L -> [X[0], X[1], ..., X[L]], X[l] of shape [B, T / P_l,
+        D_l]."""
         states = [self.embed(tokens, dtype, for_encoder=True)]
         for index in range(len(self.levels)):
             states.append(self.encode_units(index, states[-1]))
         return states
 
     def conditions(self, top_states: Tensor) -> Tensor:
-        """X[L] [B, M, D_L] -> what conditions each meta-context: the states shifted right by one."""
+        """X[L] [B, M, D_L] -> what conditions each meta-context: the states one to the right."""
         start = self.start_latent.to(top_states.dtype).expand(top_states.shape[0], 1, -1)
         return torch.cat([start, top_states[:, :-1]], dim=1)
 
     def decode_units(self, index: int, condition: Tensor, content: Optional[Tensor]) -> Tensor:
         """Level index + 1 >= 2: condition [B, M, D_l] -> Y[l-1] [B, M * C, D_{l-1}].
 
-        content [B, M * C, D_{l-1}] are the encoder states of the units below; None: own predictions.
+        content [B, M * C, D_{l-1}] are the encoder states of the units below; None: own
+        predictions.
         """
         level = self.levels[index]
         flat = condition.flatten(0, 1)
@@ -359,7 +380,8 @@ class Photon(nn.Module):
         return y.reshape(condition.shape[0], -1, y.shape[-1])
 
     def decode_tokens(self, condition: Tensor, tokens: Tensor) -> Tensor:
-        """condition Y[1] (or X[1] shifted) [B, M, D_1], tokens [B, M * C_1] -> Y[0] [B, M * C_1, D_0]."""
+        """condition Y[1] (or X[1] shifted) [B, M, D_1], tokens [B, M * C_1] -> Y[0] [B, M * C_1,
+        D_0]."""
         level = self.levels[0]
         content = self.embed(tokens, condition.dtype, for_encoder=False)
         content = content.reshape(-1, level.config.chunk_size, content.shape[-1])[:, :-1]
@@ -372,21 +394,27 @@ class Photon(nn.Module):
         return linear(y, self.embedding if self.config.tie_word_embeddings else self.lm_head)
 
     def forward(self, tokens: Tensor, dtype=torch.float32, own_predictions: bool = False) -> Tensor:
-        """Teacher forcing: tokens [B, T], T a multiple of P_L -> logits [B, T, V]; row i scores token i.
+        """Teacher forcing: tokens [B, T], T a multiple of P_L -> logits [B, T, V]; row i scores
+        token i.
 
-        `own_predictions` gives the conditioning of `hiergen`: decoders of level >= 2 read their own outputs.
+        `own_predictions` gives the conditioning of `hiergen`: decoders of level >= 2 read their own
+        outputs.
         """
         states = self.encode(tokens, dtype)
         condition = self.conditions(states[-1])
         for index in range(len(self.levels) - 1, 0, -1):
-            condition = self.decode_units(index, condition, None if own_predictions else states[index])
+            condition = self.decode_units(
+                index, condition, None if own_predictions else states[index]
+            )
         return self.logits(self.decode_tokens(condition, tokens))
 
-    def loss(self, tokens: Tensor, dtype=torch.float32, hiergen_rows: int = 0) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, tokens: Tensor, dtype=torch.float32, hiergen_rows: int = 0
+    ) -> tuple[Tensor, Tensor]:
         """Mean token cross-entropy [nats] and the recursive-consistency loss L_rec, both scalars.
 
-        The first `hiergen_rows` sequences of the batch are conditioned as in `hiergen`, so that the decoders
-        learn to continue from their own predictions.
+        The first `hiergen_rows` sequences of the batch are conditioned as in `hiergen`, so that the
+        decoders learn to continue from their own predictions.
         """
         states = self.encode(tokens, dtype)
         condition = self.conditions(states[-1])

@@ -2,26 +2,26 @@
 
     python train.py --config configs/demo.json --cache CACHE --out RUN --minutes 12
 
-The schedule follows the clock: the rate warms up over the first 1 % of `--minutes`, holds, and falls linearly to zero over
-the last `--decay` share. `RUN/state.pt` is rewritten now and then, at SIGTERM and at the end; `--resume` continues from it,
-`--init DIR --start-minutes M` from a checkpoint alone, M minutes into the schedule.
-Matrices are trained by Muon, everything else by AdamW; `--optimizer adamw` uses AdamW throughout.
+The schedule follows the clock: the rate warms up over the first 1 % of `--minutes`, holds, and
+falls linearly to zero over the last `--decay` share. `RUN/state.pt` is rewritten now and then, at
+SIGTERM and at the end; `--resume` continues from it, `--init DIR --start-minutes M` from a
+checkpoint alone, M minutes into the schedule. Matrices are trained by Muon, everything else by
+AdamW; `--optimizer adamw` uses AdamW throughout.
 """
 
 import argparse
 import json
-import math
 import os
 import signal
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from checkpoint import build_model, load_checkpoint
-from data import Mixture, validation_batches
+from data import Mixture
+from evaluate import bits_per_byte
 from muon import Muon
 
 WEIGHTS = "tinystories=4,picture_books=3,fairy_tales=3,books_a=2,books_b=1"
@@ -35,13 +35,17 @@ def build_optimizers(model: nn.Module, args) -> list[torch.optim.Optimizer]:
     matrices, others = [], []
     for name, p in model.named_parameters():
         is_table = "embedding" in name or name == "lm_head"
-        (matrices if p.ndim == 2 and not is_table and not name.endswith(".conv") else others).append(p)
+        (
+            matrices if p.ndim == 2 and not is_table and not name.endswith(".conv") else others
+        ).append(p)
     adamw = dict(lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     if args.optimizer == "adamw":
         groups = [{"params": matrices, "weight_decay": args.weight_decay}, {"params": others}]
         return [torch.optim.AdamW(groups, **adamw)]
-    return [torch.optim.AdamW(others, **adamw),
-            Muon(matrices, lr=args.matrix_lr, weight_decay=args.weight_decay)]
+    return [
+        torch.optim.AdamW(others, **adamw),
+        Muon(matrices, lr=args.matrix_lr, weight_decay=args.weight_decay),
+    ]
 
 
 def rate(progress: float, decay: float) -> float:
@@ -50,51 +54,64 @@ def rate(progress: float, decay: float) -> float:
     return max(0.0, min(warmup, (1 - progress) / decay))
 
 
-@torch.no_grad()
-def bits_per_byte(loss, cache: Path, rows: int, length: int, limit: int, device, dtype) -> float:
-    """Validation bits per byte of `limit` windows (0: all), by the mean token loss `loss(tokens, dtype)`."""
-    byte_lengths = torch.from_numpy(np.load(cache / "bytes_per_token.npy"))
-    nats = total_bytes = 0.0
-    for tokens in validation_batches(cache, rows, length, limit):
-        if tokens.shape[0] < rows:
-            break  # one shape only, for the compiler's sake
-        nats += loss(tokens.to(device), dtype)[0].item() * tokens.numel()
-        total_bytes += byte_lengths[tokens].sum().item()
-    return nats / math.log(2) / total_bytes
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, required=True, help="config.json of the model to train")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config", type=Path, required=True, help="config.json of the model to train"
+    )
     parser.add_argument("--cache", type=Path, required=True, help="folder that data.py filled")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, required=True, help="training time, compilation excluded")
-    parser.add_argument("--weights", default=WEIGHTS, help="how often each training file is seen, relatively")
+    parser.add_argument(
+        "--minutes", type=float, required=True, help="training time, compilation excluded"
+    )
+    parser.add_argument(
+        "--weights", default=WEIGHTS, help="how often each training file is seen, relatively"
+    )
     parser.add_argument("--batch", type=int, default=128, help="sequences per step")
     parser.add_argument("--length", type=int, default=1024, help="tokens per sequence")
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
     parser.add_argument("--lr", type=float, default=3e-3, help="AdamW's rate")
     parser.add_argument("--matrix-lr", type=float, default=0.02, help="Muon's rate")
     parser.add_argument("--weight-decay", type=float, default=0.01, help="of the matrices")
-    parser.add_argument("--decay", type=float, default=0.6, help="share of the run over which the rate falls")
-    parser.add_argument("--alpha", type=float, default=0.1, help="weight of the recursive-consistency loss")
-    parser.add_argument("--hiergen-share", type=float, default=0.25,
-                        help="share of each batch conditioned on the decoders' own predictions")
+    parser.add_argument(
+        "--decay", type=float, default=0.6, help="share of the run over which the rate falls"
+    )
+    parser.add_argument(
+        "--alpha", type=float, default=0.1, help="weight of the recursive-consistency loss"
+    )
+    parser.add_argument(
+        "--hiergen-share",
+        type=float,
+        default=0.25,
+        help="share of each batch conditioned on the decoders' own predictions",
+    )
     parser.add_argument("--clip", type=float, default=1.0, help="gradient norm")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of activations")
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of activations"
+    )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: PyTorch's choice")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--report-seconds", type=float, default=15)
     parser.add_argument("--validate-minutes", type=float, default=2.0)
-    parser.add_argument("--validate-windows", type=int, default=128, help="windows of an intermediate validation")
+    parser.add_argument(
+        "--validate-windows", type=int, default=128, help="windows of an intermediate validation"
+    )
     parser.add_argument("--save-minutes", type=float, default=5.0)
-    parser.add_argument("--max-seconds", type=float, default=0, help="save and stop after this long; 0: never")
+    parser.add_argument(
+        "--max-seconds", type=float, default=0, help="save and stop after this long; 0: never"
+    )
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--init", type=Path, help="checkpoint folder to start from")
-    parser.add_argument("--start-minutes", type=float, default=0.0, help="where in the schedule to start")
-    parser.add_argument("--cpu-clock", action="store_true", help="count processor time instead of wall time")
+    parser.add_argument(
+        "--start-minutes", type=float, default=0.0, help="where in the schedule to start"
+    )
+    parser.add_argument(
+        "--cpu-clock", action="store_true", help="count processor time instead of wall time"
+    )
     args = parser.parse_args()
 
     if args.threads:
@@ -105,7 +122,11 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     state_file = args.out / "state.pt"
 
-    model = load_checkpoint(args.init) if args.init else build_model(json.loads(args.config.read_text()))
+    model = (
+        load_checkpoint(args.init)
+        if args.init
+        else build_model(json.loads(args.config.read_text()))
+    )
     model = model.to(args.device).train()
     optimizers = build_optimizers(model, args)
     base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
@@ -117,7 +138,10 @@ def main() -> None:
             optimizer.load_state_dict(saved)
         elapsed, step, tokens_seen = state["elapsed"], state["step"], state["tokens"]
 
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {args.device}, {args.dtype}", flush=True)
+    print(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {args.device}, {args.dtype}",
+        flush=True,
+    )
     data = Mixture(args.cache, parse_weights(args.weights), args.seed + step)
     loss = model.loss if args.no_compile else torch.compile(model.loss, dynamic=False)
     hiergen_rows = round(args.hiergen_share * args.batch)
@@ -132,15 +156,22 @@ def main() -> None:
         return cross_entropy.detach(), consistency.detach()
 
     def save() -> None:
-        state = {"config": model.config.to_dict(), "model": model.state_dict(), "elapsed": elapsed,
-                 "optimizers": [o.state_dict() for o in optimizers], "step": step, "tokens": tokens_seen}
+        state = {
+            "config": model.config.to_dict(),
+            "model": model.state_dict(),
+            "elapsed": elapsed,
+            "optimizers": [o.state_dict() for o in optimizers],
+            "step": step,
+            "tokens": tokens_seen,
+        }
         temporary = state_file.with_suffix(".tmp")
         torch.save(state, temporary)
         os.replace(temporary, state_file)
 
     def validate(limit: int) -> float:
-        rows = min(args.batch, 16)
-        return bits_per_byte(loss, args.cache, rows, args.length, limit, args.device, dtype)
+        return bits_per_byte(
+            model, args.cache, min(args.batch, 16), args.length, limit, args.device, dtype
+        )
 
     stopped = False
 
@@ -155,7 +186,10 @@ def main() -> None:
     model.zero_grad(set_to_none=True)
     started = last = clock()
     begun_at, minutes, last_step = elapsed, args.minutes, step
-    next_validation, next_save = elapsed / 60 + args.validate_minutes, elapsed / 60 + args.save_minutes
+    next_validation, next_save = (
+        elapsed / 60 + args.validate_minutes,
+        elapsed / 60 + args.save_minutes,
+    )
     while not stopped:
         elapsed = begun_at + clock() - started
         if elapsed >= minutes * 60 or (args.max_seconds and elapsed - begun_at >= args.max_seconds):
@@ -174,19 +208,26 @@ def main() -> None:
         now = clock()
         if now - last >= args.report_seconds:
             speed = (step - last_step) * args.batch * args.length / (now - last)
-            print(f"{elapsed / 60:6.2f} of {minutes:g} min  step {step}  loss {cross_entropy.item():.4f}  "
-                  f"rec {consistency.item():.3f}  rate {factor:.3f}  {speed:,.0f} tok/s  "
-                  f"{tokens_seen / 1e6:.2f} M tokens", flush=True)
+            print(
+                f"{elapsed / 60:6.2f} of {minutes:g} min  step {step}  "
+                f"loss {cross_entropy.item():.4f}  rec {consistency.item():.3f}  "
+                f"rate {factor:.3f}  {speed:,.0f} tok/s  {tokens_seen / 1e6:.2f} M tokens",
+                flush=True,
+            )
             last, last_step = clock(), step
         if elapsed / 60 >= next_validation:
-            print(f"{elapsed / 60:6.2f} min  validation {validate(args.validate_windows):.4f} bits per byte", flush=True)
+            bpb = validate(args.validate_windows)
+            print(f"{elapsed / 60:6.2f} min  validation {bpb:.4f} bits per byte", flush=True)
             next_validation += args.validate_minutes
         if elapsed / 60 >= next_save:
             save()
             next_save += args.save_minutes
     save()
-    print(f"{step} steps, {tokens_seen:,} tokens, {elapsed / 60:.2f} min; "
-          f"validation {validate(0):.4f} bits per byte", flush=True)
+    print(
+        f"{step} steps, {tokens_seen:,} tokens, {elapsed / 60:.2f} min; "
+        f"validation {validate(0):.4f} bits per byte",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ class Model(unittest.TestCase):
                     changed = list(tokens)
                     changed[p] = 3 + (tokens[p] - 2) % (model.config.vocab_size - 3)
                     difference = (reference_logits(model, changed) - logits).abs().amax(-1)
-                    self.assertEqual(difference[:p + 1].max().item(), 0.0)
+                    self.assertEqual(difference[: p + 1].max().item(), 0.0)
                     self.assertGreater(difference[p + 1].item(), 1e-9)
 
     @torch.no_grad()
@@ -80,7 +80,9 @@ class Generation(unittest.TestCase):
                 prompt = random_tokens(model, 2 * meta)
                 generator = Generator(model, "hiergen")
                 output = generator.run(prompt, 2 * meta)
-                expected = model(torch.tensor([prompt + output]), torch.float64, own_predictions=True)[0, 2 * meta:]
+                expected = model(
+                    torch.tensor([prompt + output]), torch.float64, own_predictions=True
+                )[0, 2 * meta :]
                 self.assertLess((torch.stack(generator.logits) - expected).abs().max().item(), 1e-9)
 
     def test_with_one_level_hiergen_is_exact_and_recgen_is_refused(self):
@@ -99,7 +101,7 @@ class Generation(unittest.TestCase):
                 with self.subTest(name):
                     meta = model.config.meta_tokens()
                     prompt = random_tokens(model, meta + 1)
-                    first = [Generator(model, mode).run(prompt, 1)[:meta - 1] for mode in MODES]
+                    first = [Generator(model, mode).run(prompt, 1)[: meta - 1] for mode in MODES]
                     self.assertEqual(first[0], first[1])
                     self.assertEqual(first[0], first[2])
 
