@@ -33,7 +33,7 @@ from photon_model import (
     StackConfig,
 )
 
-# The smallest gap between the best and the second logit of a greedy pick: rounding cannot change it.
+# Smallest gap between the best and the second logit of a greedy pick: rounding cannot change it.
 MIN_MARGIN = 0.02
 
 
