@@ -156,8 +156,8 @@ class Validator {
       problems_.Add(
           absl::StrCat(path, ".rope_theta: must be in [1, 1e12], got ", stack.rope_theta));
     }
-    if (!(stack.norm_eps > 0.0f && stack.norm_eps <= 0.1f)) {
-      problems_.Add(absl::StrCat(path, ".norm_eps: must be in (0, 0.1], got ", stack.norm_eps));
+    if (!(stack.norm_eps > 0.0f && stack.norm_eps <= 1.0f)) {
+      problems_.Add(absl::StrCat(path, ".norm_eps: must be in (0, 1], got ", stack.norm_eps));
     }
     if (!(stack.rope_partial > 0.0f && stack.rope_partial <= 1.0f)) {
       problems_.Add(

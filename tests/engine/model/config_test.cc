@@ -210,9 +210,9 @@ constexpr Rule kRules[] = {
      "levels[1].encoder.rope_partial: must be in (0, 1], got 1.5"},
     {"/levels/1/encoder/rope_partial", "0.3",
      "levels[1].encoder.rope_partial: times head_dim (4) must be an even whole number, got 0.3"},
-    {"/levels/1/encoder/norm_eps", "0", "levels[1].encoder.norm_eps: must be in (0, 0.1], got 0"},
+    {"/levels/1/encoder/norm_eps", "0", "levels[1].encoder.norm_eps: must be in (0, 1], got 0"},
     {"/levels/1/encoder/norm_eps", "-1e-5",
-     "levels[1].encoder.norm_eps: must be in (0, 0.1], got -1e-05"},
+     "levels[1].encoder.norm_eps: must be in (0, 1], got -1e-05"},
     {"/hidden_act", "\"silu\"", "unknown field \"hidden_act\""},
     {"/levels/0/converter/stride", "2", "levels[0].converter: unknown field \"stride\""},
     {"/levels/1/encoder/dropout", "0.1", "levels[1].encoder: unknown field \"dropout\""},
@@ -248,7 +248,7 @@ TEST(ModelConfig, NotANumberIsNoOption) {
   const std::string message(ValidateModelConfig(config).message());
   EXPECT_THAT(message, HasSubstr("levels[0].encoder.rope_theta: must be in [1, 1e12], got nan"));
   EXPECT_THAT(message, HasSubstr("levels[0].encoder.rope_partial: must be in (0, 1], got nan"));
-  EXPECT_THAT(message, HasSubstr("levels[0].decoder.norm_eps: must be in (0, 0.1], got nan"));
+  EXPECT_THAT(message, HasSubstr("levels[0].decoder.norm_eps: must be in (0, 1], got nan"));
 }
 
 TEST(ModelConfig, AModelOfTrillionsOfParametersIsRefused) {

@@ -1,0 +1,249 @@
+// photon-engine-bench: the engine alone, without scheduler or server.
+//
+// Prefill and decode throughput of a checkpoint, beside the bytes and operations that its shape asks
+// for and the ceilings of the machine measured in the same run. Figures are medians over --repeats.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "bench/cost_model.h"
+#include "bench/cpu_ceilings.h"
+#include "engine/cpu/cpu_engine.h"
+#include "engine/engine.h"
+#include "engine/model/checkpoint.h"
+
+namespace photon {
+namespace {
+
+struct Flags {
+  std::string model = "models/demo";
+  int threads = 1;
+  std::string compute = "bf16";
+  int context = 256;
+  int steps = 8;
+  int repeats = 5;
+  std::vector<int> batches = {1, 2, 4, 8, 16, 32, 64};
+  std::string json;
+};
+
+class IgnoreTokens final : public TokenSink {
+ public:
+  bool OnTokens(int, std::span<const SampledToken> tokens) override {
+    last_ = tokens.back().token;
+    return true;
+  }
+  TokenId last() const { return last_; }
+
+ private:
+  TokenId last_ = 0;
+};
+
+const char* ModeName(GenerationMode mode) {
+  switch (mode) {
+    case GenerationMode::kExact:
+      return "exact";
+    case GenerationMode::kHierGen:
+      return "hiergen";
+    case GenerationMode::kRecGen:
+      return "recgen";
+  }
+  return "";
+}
+
+double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+class EngineBench {
+ public:
+  EngineBench(const Flags& flags, const Checkpoint& checkpoint, std::unique_ptr<Engine> engine)
+      : flags_(flags), config_(checkpoint.config()), engine_(std::move(engine)) {
+    const int element = flags.compute == "bf16" ? 2 : 4;
+    element_bytes_ = element;
+    std::printf("measuring the machine ...\n");
+    bandwidth_ = ReadBandwidth(flags.threads);
+    throughput_ = ProductThroughput(flags.threads, BestIsa(), element == 2);
+    const EngineShape& shape = engine_->shape();
+    std::printf(
+        "model %s: %.1f M parameters, meta-context %d tokens, %.0f KV bytes per token\n"
+        "device %s; ceilings: reads %.1f GB/s, products %.0f GFLOP/s\n\n",
+        flags.model.c_str(), NumParameters(config_) * 1e-6, shape.meta_tokens,
+        KvBytesPerToken(config_, element), shape.device.c_str(), bandwidth_ * 1e-9,
+        throughput_ * 1e-9);
+    report_ = {{"model", flags.model},
+               {"parameters", NumParameters(config_)},
+               {"device", shape.device},
+               {"context", flags.context},
+               {"kv_bytes_per_token", KvBytesPerToken(config_, element)},
+               {"read_bytes_per_second", bandwidth_},
+               {"product_flops", throughput_},
+               {"rows", nlohmann::json::array()}};
+    std::printf("%-8s %5s %11s %9s %11s %11s %10s\n", "", "batch", "tok/s", "ms/step", "MFLOP/tok",
+                "MB/tok", "ceiling");
+  }
+
+  void Prefill() {
+    const EngineShape& shape = engine_->shape();
+    const int tokens = std::min({shape.max_prefill_tokens, shape.max_context, 1024}) /
+                       shape.meta_tokens * shape.meta_tokens;
+    std::vector<TokenId> prompt(tokens);
+    for (int i = 0; i < tokens; ++i) prompt[i] = (i * 7919 + 3) % shape.vocab_size;
+    const std::vector<PageId> pages = Pages(0, tokens);
+    const Row row{.input = prompt, .pages = pages, .decode = false};
+    const double seconds = Time([&] { Step(std::span(&row, 1)); });
+    Report("prefill", 1, tokens / seconds, seconds, PrefillCost(config_, element_bytes_));
+  }
+
+  void Decode(GenerationMode mode, int batch) {
+    const EngineShape& shape = engine_->shape();
+    const int meta = shape.meta_tokens, context = flags_.context / meta * meta;
+    const int total = context + flags_.steps * meta;
+    std::vector<TokenId> prompt(context);
+    for (int i = 0; i < context; ++i) prompt[i] = (i * 7919 + 3) % shape.vocab_size;
+    std::vector<std::vector<PageId>> pages;
+    for (int r = 0; r < batch; ++r) {
+      pages.push_back(Pages(r * ((total + shape.page_tokens - 1) / shape.page_tokens), total));
+      const Row row{.input = prompt, .pages = pages[r], .decode = false};
+      Step(std::span(&row, 1));
+    }
+    const double seconds = Time([&] {
+      // Each repeat goes over the same positions again.
+      for (int step = 0; step < flags_.steps; ++step) {
+        std::vector<Row> rows;
+        for (int r = 0; r < batch; ++r) {
+          rows.push_back({.cached_tokens = context + step * meta,
+                          .pages = pages[r],
+                          .mode = mode,
+                          .sampling = {.temperature = 0}});
+        }
+        Step(rows);
+      }
+    });
+    Report(ModeName(mode), batch, double{1} * batch * flags_.steps * meta / seconds,
+           seconds / flags_.steps, DecodeCost(config_, mode, element_bytes_));
+  }
+
+  void WriteJson() const {
+    if (!flags_.json.empty()) std::ofstream(flags_.json) << report_.dump(2) << "\n";
+  }
+
+ private:
+  std::vector<PageId> Pages(int first, int tokens) const {
+    std::vector<PageId> pages;
+    for (int t = 0; t < tokens; t += engine_->shape().page_tokens) {
+      pages.push_back(PageId{first + static_cast<int>(pages.size())});
+    }
+    return pages;
+  }
+
+  void Step(std::span<const Row> rows) {
+    const absl::Status status = engine_->Step({}, rows, sink_);
+    if (!status.ok()) {
+      std::fprintf(stderr, "%s\n", status.ToString().c_str());
+      std::exit(1);
+    }
+  }
+
+  // Median seconds of `body` after one run to warm up.
+  double Time(auto&& body) {
+    body();
+    std::vector<double> seconds;
+    for (int i = 0; i < flags_.repeats; ++i) {
+      const auto start = std::chrono::steady_clock::now();
+      body();
+      seconds.push_back(
+          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    }
+    return Median(seconds);
+  }
+
+  void Report(const char* name, int batch, double tokens_per_second, double step_seconds,
+              const Cost& cost) {
+    // A lone sequence reads every weight for itself; many share the reads and are bound by products.
+    const bool alone = batch == 1 && std::string(name) != "prefill";
+    const double share = alone ? cost.weight_bytes * tokens_per_second / bandwidth_
+                               : cost.flops * tokens_per_second / throughput_;
+    std::printf("%-8s %5d %11.0f %9.3f %11.2f %11.3f %6.1f %% of %s\n", name, batch,
+                tokens_per_second, step_seconds * 1e3, cost.flops * 1e-6, cost.weight_bytes * 1e-6,
+                share * 100, alone ? "reads" : "products");
+    std::fflush(stdout);
+    report_["rows"].push_back({{"phase", name},
+                               {"batch", batch},
+                               {"tokens_per_second", tokens_per_second},
+                               {"step_seconds", step_seconds},
+                               {"flops_per_token", cost.flops},
+                               {"weight_bytes_per_token", cost.weight_bytes},
+                               {alone ? "share_of_read_bandwidth" : "share_of_product_throughput",
+                                share}});
+  }
+
+  Flags flags_;
+  ModelConfig config_;
+  std::unique_ptr<Engine> engine_;
+  IgnoreTokens sink_;
+  int element_bytes_ = 2;
+  double bandwidth_ = 0, throughput_ = 0;
+  nlohmann::json report_;
+};
+
+int Run(const Flags& flags) {
+  auto checkpoint = Checkpoint::Load(flags.model);
+  if (!checkpoint.ok()) {
+    std::fprintf(stderr, "%s\n", checkpoint.status().ToString().c_str());
+    return 1;
+  }
+  auto engine = CreateCpuEngine(
+      **checkpoint, {.compute = flags.compute == "bf16" ? CpuEngineOptions::Compute::kBF16
+                                                        : CpuEngineOptions::Compute::kF32,
+                     .threads = flags.threads,
+                     .max_rows = *std::max_element(flags.batches.begin(), flags.batches.end())});
+  if (!engine.ok()) {
+    std::fprintf(stderr, "%s\n", engine.status().ToString().c_str());
+    return 1;
+  }
+  const std::vector<GenerationMode> modes = (*engine)->shape().modes;
+  EngineBench bench(flags, **checkpoint, *std::move(engine));
+  bench.Prefill();
+  for (const GenerationMode mode : modes) {
+    for (int batch : flags.batches) bench.Decode(mode, batch);
+  }
+  bench.WriteJson();
+  return 0;
+}
+
+}  // namespace
+}  // namespace photon
+
+int main(int argc, char** argv) {
+  photon::Flags flags;
+  CLI::App app("Measures the CPU engine alone: prefill and decode, each mode, each batch");
+  app.add_option("--model", flags.model, "Checkpoint directory")->capture_default_str();
+  app.add_option("--threads", flags.threads, "Threads, the calling one included")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1024));
+  app.add_option("--compute", flags.compute, "Arithmetic")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"bf16", "fp32"}));
+  app.add_option("--context", flags.context, "Tokens before the first decoded one")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1 << 20));
+  app.add_option("--steps", flags.steps, "Meta-contexts decoded per repeat")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 10000));
+  app.add_option("--repeats", flags.repeats, "Repeats; medians are reported")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
+  app.add_option("--batches", flags.batches, "Rows per step")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 4096));
+  app.add_option("--json", flags.json, "Also write the figures to this file");
+  CLI11_PARSE(app, argc, argv);
+  return photon::Run(flags);
+}
