@@ -4,13 +4,19 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <csignal>
+#include <cstdlib>
 #include <fstream>
 #include <iostream>
 #include <iterator>
 #include <map>
+#include <optional>
 #include <stop_token>
+#include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "client/commands.h"
 
@@ -64,7 +70,7 @@ struct TextSource {
 
 void AddGenerateOptions(CLI::App& command, GenerateOptions& options, TextSource& prompt) {
   prompt.AddTo(command, "prompt");
-  command.add_option("--prompt_ids", options.prompt_ids, "The prompt as token ids: 1,306,17")
+  command.add_option("--prompt-ids", options.prompt_ids, "The prompt as token ids: 1,306,17")
       ->delimiter(',')
       ->type_name("IDS")
       ->allow_extra_args(false)
@@ -83,34 +89,34 @@ void AddGenerateOptions(CLI::App& command, GenerateOptions& options, TextSource&
       ->check(CLI::IsMember(kModes).description(""))
       ->type_name("MODE")
       ->group(generation);
-  command.add_option("--max_tokens", options.max_tokens, "Most tokens to generate")
+  command.add_option("--max-tokens", options.max_tokens, "Most tokens to generate")
       ->type_name("N")
       ->group(generation);
   command.add_option("--stop", options.stop, "End before this text; may be repeated")
       ->type_name("TEXT")
       ->allow_extra_args(false)
       ->group(generation);
-  command.add_option("--stop_ids", options.stop_ids, "End at any of these token ids: 2,17")
+  command.add_option("--stop-ids", options.stop_ids, "End at any of these token ids: 2,17")
       ->delimiter(',')
       ->allow_extra_args(false)
       ->type_name("IDS")
       ->group(generation);
   command
-      .add_flag("--ignore_eos", options.ignore_eos, "Go on through the model's end-of-text tokens")
+      .add_flag("--ignore-eos", options.ignore_eos, "Go on through the model's end-of-text tokens")
       ->group(generation);
 
   const std::string sampling = "Sampling";
   command.add_option("--temperature", options.temperature, "0 is greedy; default 1")
       ->type_name("X")
       ->group(sampling);
-  command.add_option("--top_k", options.top_k, "Keep the N most probable tokens; 0 keeps all")
+  command.add_option("--top-k", options.top_k, "Keep the N most probable tokens; 0 keeps all")
       ->type_name("N")
       ->group(sampling);
   command
-      .add_option("--top_p", options.top_p, "Keep the fewest tokens that reach this probability")
+      .add_option("--top-p", options.top_p, "Keep the fewest tokens that reach this probability")
       ->type_name("X")
       ->group(sampling);
-  command.add_option("--min_p", options.min_p, "Drop tokens below this fraction of the best one's")
+  command.add_option("--min-p", options.min_p, "Drop tokens below this fraction of the best one's")
       ->type_name("X")
       ->group(sampling);
   command.add_option("--seed", options.seed, "The same seed draws the same tokens")
@@ -124,7 +130,7 @@ void AddGenerateOptions(CLI::App& command, GenerateOptions& options, TextSource&
   command
       .add_flag("--logprobs", options.logprobs, "Write a line per token: id and log-probability")
       ->group(output);
-  command.add_option("--top_logprobs", options.top_logprobs, "With N alternatives per token")
+  command.add_option("--top-logprobs", options.top_logprobs, "With N alternatives per token")
       ->type_name("N")
       ->group(output);
   command.add_flag("--json", options.json, "Write each message of the stream as a line of JSON")
@@ -142,14 +148,14 @@ int Main(int argc, char** argv) {
       "  photon tokenize \"Once upon a time\"\n"
       "Exit codes: 0 success, 1 the call failed, 2 usage, 130 interrupted.");
 
-  std::string server = ClientOptions().server;
+  const char* environment = std::getenv("PHOTON_SERVER");
+  std::string server = environment != nullptr ? environment : ClientOptions().server;
   std::optional<double> deadline_s;
   const auto add_command = [&](const std::string& name, const std::string& description) {
     CLI::App* command = app.add_subcommand(name, description);
-    command->add_option("--server", server, "Address of the server")
+    command->add_option("--server", server, "Address of the server; default: $PHOTON_SERVER")
         ->capture_default_str()
         ->type_name("HOST:PORT")
-        ->envname("PHOTON_SERVER")
         ->group("Connection");
     command->add_option("--deadline", deadline_s, "Give up after this long; default: never")
         ->type_name("SECONDS")
@@ -185,8 +191,16 @@ int Main(int argc, char** argv) {
       ->type_name("NAME");
   health->add_flag("--wait", wait, "Wait until it serves, or until the deadline");
 
+  // CLI11 takes the last argument first. Underscores in an option's name read as dashes.
+  std::vector<std::string> arguments(std::make_reverse_iterator(argv + argc),
+                                     std::make_reverse_iterator(argv + 1));
+  for (std::string& argument : arguments) {
+    if (!argument.starts_with("--")) continue;
+    std::replace(argument.begin(), argument.begin() + std::min(argument.find('='), argument.size()),
+                 '_', '-');
+  }
   try {
-    app.parse(argc, argv);
+    app.parse(std::move(arguments));
     if (*generate && generate_options.prompt_ids.empty()) generate_options.prompt = prompt.Read();
     const std::string tokenize_text = *tokenize ? text.Read() : "";
 

@@ -20,7 +20,7 @@ std::string FinishText(const v1::GenerationResult& result) {
     case v1::FINISH_REASON_STOP_STRING:
       return absl::StrCat("ended by stop string \"", result.stop_string(), "\"");
     case v1::FINISH_REASON_LENGTH:
-      return "ended by max_tokens";
+      return "ended by max-tokens";
     case v1::FINISH_REASON_DEADLINE:
       return "cut off by the deadline";
     case v1::FINISH_REASON_CANCELLED:
@@ -82,7 +82,7 @@ std::string ModelInfoText(const v1::GetModelInfoResponse& info) {
       {"context", absl::StrCat(info.max_context_tokens(), " tokens")},
       {"meta-context", absl::StrCat(info.meta_context_tokens(), " tokens")},
       {"modes", absl::StrJoin(modes, ", ")},
-      {"max_tokens", absl::StrCat(info.default_max_tokens(), " unless asked for")},
+      {"max-tokens", absl::StrCat(info.default_max_tokens(), " unless asked for")},
       {"vocabulary", absl::StrCat(info.vocab_size(), " tokens")},
       {"bos", info.has_bos_token_id() ? absl::StrCat(info.bos_token_id()) : "none"},
       {"eos", info.eos_token_ids().empty() ? "none" : absl::StrJoin(info.eos_token_ids(), ", ")},

@@ -13,7 +13,7 @@ namespace photon {
 std::string ModeName(v1::GenerationMode mode);
 
 // How a generation went, two lines:
-//   64 tokens in 0.41 s, 156.1 tokens/s; ended by max_tokens
+//   64 tokens in 0.41 s, 156.1 tokens/s; ended by max-tokens
 //   exact, seed 7; prompt 12 tokens, 0 of them cached; queue 0.1 ms, prefill 3.2 ms, decode 402.0
 //   ms, 5 steps
 std::string ResultText(const v1::GenerationResult& result);

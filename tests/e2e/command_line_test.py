@@ -1,0 +1,131 @@
+"""The photon command line against a server."""
+
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import unittest
+
+import programs
+from programs import PATIENCE_S, STORY
+
+GREEDY = ("--temperature", "0", "--max-tokens", "20", "--ignore-eos")
+
+
+class CommandLineTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.server = programs.ServerProcess(*programs.SLOW)
+        cls.addClassCleanup(cls.server.stop)
+        cls.environment = {**os.environ, "PHOTON_SERVER": cls.server.address}
+
+    def photon(self, *args, stdin="", code=0):
+        process = subprocess.run(
+            [programs.CLI, *args],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            env=self.environment,
+            timeout=PATIENCE_S,
+        )
+        self.assertEqual(process.returncode, code, process.stderr)
+        return process
+
+    def test_the_prompt_comes_from_an_argument_a_file_or_standard_input(self):
+        from_argument = self.photon("generate", STORY, *GREEDY).stdout
+        self.assertTrue(from_argument.strip())
+        self.assertEqual(self.photon("generate", *GREEDY, stdin=STORY).stdout, from_argument)
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+            file.write(STORY)
+            file.flush()
+            self.assertEqual(
+                self.photon("generate", "--file", file.name, *GREEDY).stdout, from_argument
+            )
+
+    def test_the_summary_goes_to_standard_error(self):
+        process = self.photon("generate", STORY, *GREEDY, "--mode", "recgen", "--echo")
+        self.assertTrue(process.stdout.startswith(STORY))
+        self.assertIn("20 tokens in", process.stderr)
+        self.assertIn("recgen", process.stderr)
+        self.assertEqual(self.photon("generate", STORY, *GREEDY, "--quiet").stderr, "")
+
+    def test_every_parameter_reaches_the_server(self):
+        for flag, value in {
+            "--temperature": "-1",
+            "--top-k": "-1",
+            "--top-p": "0",
+            "--min-p": "2",
+            "--max-tokens": "0",
+            "--top-logprobs": "21",
+            "--stop-ids": "-1",
+            "--stop": "x" * 257,
+        }.items():
+            with self.subTest(flag=flag):
+                process = self.photon("generate", STORY, f"{flag}={value}", code=1)
+                self.assertIn("INVALID_ARGUMENT", process.stderr)
+
+    def test_a_stop_string_ends_the_text(self):
+        text = self.photon("generate", STORY, *GREEDY).stdout.rstrip("\n")
+        stop = text[len(text) // 2 :][:4]
+        process = self.photon("generate", STORY, *GREEDY, "--stop", "\u2603", "--stop", stop)
+        self.assertEqual(process.stdout.rstrip("\n"), text[: text.index(stop)].rstrip("\n"))
+        self.assertIn("ended by stop string", process.stderr)
+
+    def test_json_has_a_message_per_line(self):
+        lines = self.photon("generate", STORY, *GREEDY, "--json").stdout.splitlines()
+        messages = [json.loads(line) for line in lines]
+        self.assertEqual(sum(len(message["token_ids"]) for message in messages), 20)
+        self.assertEqual(messages[-1]["result"]["finish_reason"], "FINISH_REASON_LENGTH")
+
+    def test_ids_and_logprobs_are_written_for_each_token(self):
+        ids = self.photon("generate", STORY, *GREEDY, "--ids").stdout.split()
+        self.assertEqual(len(ids), 20)
+        lines = self.photon("generate", STORY, *GREEDY, "--top-logprobs", "2").stdout.splitlines()
+        self.assertEqual([line.split()[0] for line in lines], ids)
+        self.assertTrue(all(len(line.split()) == 4 for line in lines))
+
+    def test_tokens_go_there_and_back(self):
+        ids = self.photon("tokenize", STORY).stdout.split()
+        self.assertEqual(self.photon("detokenize", *ids).stdout, STORY + "\n")
+        with_bos = self.photon("tokenize", "--bos", STORY).stdout.split()
+        self.assertEqual(with_bos[1:], ids)
+        from_ids = self.photon("generate", "--prompt-ids", ",".join(with_bos), *GREEDY).stdout
+        self.assertEqual(from_ids, self.photon("generate", STORY, *GREEDY).stdout)
+
+    def test_info_and_health_describe_the_server(self):
+        self.assertIn("recgen", self.photon("info").stdout)
+        self.assertIn("meta_context_tokens", json.loads(self.photon("info", "--json").stdout))
+        self.assertEqual(self.photon("health").stdout, "SERVING\n")
+        self.assertEqual(self.photon("health", "--wait", "--deadline", "60").stdout, "SERVING\n")
+        self.assertIn("NOT_FOUND", self.photon("health", "--service", "nobody", code=1).stderr)
+
+    def test_ctrl_c_cancels_the_stream(self):
+        process = subprocess.Popen(
+            [programs.CLI, "generate", STORY, "--max-tokens", "900", "--ignore-eos"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self.environment,
+        )
+        self.assertTrue(os.read(process.stdout.fileno(), 1))
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=PATIENCE_S)
+        self.assertEqual(process.returncode, 130, stderr)
+        self.assertIn(b"interrupted", stderr)
+
+    def test_a_deadline_is_a_failure(self):
+        process = self.photon(
+            "generate", STORY, "--max-tokens", "900", "--ignore-eos", "--deadline", "0.02", code=1
+        )
+        self.assertIn("DEADLINE_EXCEEDED", process.stderr)
+
+    def test_no_server_is_a_failure_and_bad_usage_exits_2(self):
+        nowhere = self.photon("info", "--server=127.0.0.1:1", code=1)
+        self.assertIn("UNAVAILABLE", nowhere.stderr)
+        for args in ([], ["generate", "--nonsense"], ["generate", STORY, "--mode", "best"],
+                     ["generate", "--file", "/nowhere"], ["generate", STORY, "--top-k", "x"]):
+            self.photon(*args, code=2)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,90 @@
+"""The programs under test, and a photon-server to talk to."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import threading
+
+import grpc
+
+SERVER = os.environ["PHOTON_SERVER_PROGRAM"]
+CLI = os.environ["PHOTON_CLI_PROGRAM"]
+MODEL = os.environ["PHOTON_TEST_MODEL"]
+
+# Longer than anything here takes, under a sanitizer too: a test that hangs fails.
+PATIENCE_S = 90
+
+# Flags of a server whose streams of hundreds of tokens last long enough to be met half way.
+SLOW = ("--threads", "1", "--compute", "f32")
+
+STORY = "Once upon a time there was a little girl"
+
+
+class ServerProcess:
+    """A photon-server on a free loopback port, serving from the moment it is made."""
+
+    def __init__(self, *flags):
+        self._process = subprocess.Popen(
+            [SERVER, "--model", MODEL, "--listen", "127.0.0.1:0", *flags],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._lines = []
+        self.address = None
+        for line in self._process.stderr:
+            self._lines.append(line)
+            if match := re.search(r"serving \S+ on (127\.0\.0\.1:\d+)", line):
+                self.address = match.group(1)
+                break
+        # A pipe that nobody reads would hold up the server's log.
+        self._reader = threading.Thread(target=lambda: self._lines.extend(self._process.stderr))
+        self._reader.start()
+        if self.address is None:
+            self.wait()
+            raise RuntimeError("photon-server did not start:\n" + self.log)
+
+    def signal(self, number=signal.SIGTERM):
+        self._process.send_signal(number)
+
+    def wait(self):
+        """The exit code."""
+        code = self._process.wait(PATIENCE_S)
+        self._reader.join()
+        self._process.stderr.close()
+        return code
+
+    @property
+    def log(self):
+        return "".join(self._lines)
+
+    def stop(self):
+        """Drains the server; anything but a clean end is an error."""
+        if self._process.returncode is not None:
+            return
+        self.signal()
+        try:
+            code = self.wait()
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self.wait()
+            raise
+        if code != 0:
+            raise RuntimeError(f"photon-server ended with {code}:\n{self.log}")
+
+
+@contextlib.contextmanager
+def server(*flags):
+    process = ServerProcess(*flags)
+    try:
+        yield process
+    finally:
+        process.stop()
+
+
+@contextlib.contextmanager
+def channel_to(process):
+    with grpc.insecure_channel(process.address) as channel:
+        yield channel
