@@ -4,7 +4,8 @@ namespace photon {
 namespace {
 
 double StackWeights(const StackConfig& s) {
-  const double q = double{1} * s.num_heads * s.head_dim, kv = double{1} * s.num_kv_heads * s.head_dim;
+  const double q = double{1} * s.num_heads * s.head_dim,
+               kv = double{1} * s.num_kv_heads * s.head_dim;
   return s.num_layers * s.hidden_size * (2 * q + 2 * kv + 3.0 * s.intermediate_size);
 }
 

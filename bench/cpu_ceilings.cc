@@ -31,7 +31,8 @@ uint64_t XorAll(const uint64_t* data, int64_t count) {
 
 template <typename T>
 double Throughput(int threads, Isa isa) {
-  constexpr int kRows = 96, kWidth = 512;  // a 64-column panel and its rows fit the second-level cache
+  constexpr int kRows = 96,
+                kWidth = 512;  // a 64-column panel and its rows fit the second-level cache
   constexpr int kRepeats = 400;
   const Kernels<T>& kernels = KernelsFor<T>(isa);
   ThreadPool pool(threads);
@@ -47,8 +48,8 @@ double Throughput(int threads, Isa isa) {
     const double seconds = Seconds([&] {
       pool.ParallelFor(threads, 1, [&](int64_t, int64_t, int thread) {
         for (int i = 0; i < kRepeats; ++i) {
-          kernels.gemm(a[thread].data(), kWidth, kRows, w[thread].data(), kWidth, kPanelColumns, 0, 1,
-                       nullptr, false, y[thread].data(), kPanelColumns);
+          kernels.gemm(a[thread].data(), kWidth, kRows, w[thread].data(), kWidth, kPanelColumns, 0,
+                       1, nullptr, false, y[thread].data(), kPanelColumns);
         }
       });
     });

@@ -1,7 +1,8 @@
 // photon-engine-bench: the engine alone, without scheduler or server.
 //
-// Prefill and decode throughput of a checkpoint, beside the bytes and operations that its shape asks
-// for and the ceilings of the machine measured in the same run. Figures are medians over --repeats.
+// Prefill and decode throughput of a checkpoint, beside the bytes and operations that its shape
+// asks for and the ceilings of the machine measured in the same run. Figures are medians over
+// --repeats.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
@@ -166,7 +167,8 @@ class EngineBench {
 
   void Report(const char* name, int batch, double tokens_per_second, double step_seconds,
               const Cost& cost) {
-    // A lone sequence reads every weight for itself; many share the reads and are bound by products.
+    // A lone sequence reads every weight for itself; many share the reads and are bound by
+    // products.
     const bool alone = batch == 1 && std::string(name) != "prefill";
     const double share = alone ? cost.weight_bytes * tokens_per_second / bandwidth_
                                : cost.flops * tokens_per_second / throughput_;
@@ -174,14 +176,14 @@ class EngineBench {
                 tokens_per_second, step_seconds * 1e3, cost.flops * 1e-6, cost.weight_bytes * 1e-6,
                 share * 100, alone ? "reads" : "products");
     std::fflush(stdout);
-    report_["rows"].push_back({{"phase", name},
-                               {"batch", batch},
-                               {"tokens_per_second", tokens_per_second},
-                               {"step_seconds", step_seconds},
-                               {"flops_per_token", cost.flops},
-                               {"weight_bytes_per_token", cost.weight_bytes},
-                               {alone ? "share_of_read_bandwidth" : "share_of_product_throughput",
-                                share}});
+    report_["rows"].push_back(
+        {{"phase", name},
+         {"batch", batch},
+         {"tokens_per_second", tokens_per_second},
+         {"step_seconds", step_seconds},
+         {"flops_per_token", cost.flops},
+         {"weight_bytes_per_token", cost.weight_bytes},
+         {alone ? "share_of_read_bandwidth" : "share_of_product_throughput", share}});
   }
 
   Flags flags_;

@@ -1,12 +1,12 @@
 // The seam between scheduling and computing.
 //
-// Scheduling decides which sequences advance and which pages they own. An engine computes: it extends
-// the latent cache by prompt tokens (hierarchical prefill) and generates the next tokens (recursive
-// decode). It knows nothing of requests, clients, text or clocks.
+// Scheduling decides which sequences advance and which pages they own. An engine computes: it
+// extends the latent cache by prompt tokens (hierarchical prefill) and generates the next tokens
+// (recursive decode). It knows nothing of requests, clients, text or clocks.
 //
-// The unit of work is a *step*: every row decodes to the next meta-context boundary, so host work is
-// paid once per meta-context (P_L tokens, 16 at 4 x 4). Between steps a sequence is nothing but its
-// token ids and its pages.
+// The unit of work is a *step*: every row decodes to the next meta-context boundary, so host work
+// is paid once per meta-context (P_L tokens, 16 at 4 x 4). Between steps a sequence is nothing but
+// its token ids and its pages.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +23,8 @@ namespace photon {
 inline constexpr int kMaxTopLogprobs = 20;
 
 // How a row draws its tokens. Filters apply in the order written here, each to what the one before
-// left: temperature, top_k, top_p, min_p. A draw depends on (seed, query, sample, position) alone, so
-// a row's tokens are the same alone or in a crowd, and before or after a preemption.
+// left: temperature, top_k, top_p, min_p. A draw depends on (seed, query, sample, position) alone,
+// so a row's tokens are the same alone or in a crowd, and before or after a preemption.
 struct Sampling {
   float temperature = 1.0f;  // >= 0; 0 is greedy: the most probable token, the lowest id on a tie
   int top_k = 0;             // keep the k most probable tokens; 0 keeps all
@@ -38,12 +38,12 @@ struct Sampling {
 
 // One sequence's part in a step. Spans are borrowed until Step() returns.
 struct Row {
-  // Tokens that `pages` already hold: a multiple of meta_tokens. The last of them must be the newest
-  // ones written to their page (the page keeps one top state). To start from an earlier boundary of a
-  // page, give the meta-context before that boundary again as input.
+  // Tokens that `pages` already hold: a multiple of meta_tokens. The last of them must be the
+  // newest ones written to their page (the page keeps one top state). To start from an earlier
+  // boundary of a page, give the meta-context before that boundary again as input.
   int cached_tokens = 0;
-  // The tokens after them. Whole meta-contexts extend the cache. A shorter tail is *forced*: decoding
-  // starts with those tokens in their slots. Without `decode` there may be no tail.
+  // The tokens after them. Whole meta-contexts extend the cache. A shorter tail is *forced*:
+  // decoding starts with those tokens in their slots. Without `decode` there may be no tail.
   std::span<const TokenId> input;
   // Cover cached tokens, whole meta-contexts of input and, with `decode`, the meta-context decoded.
   std::span<const PageId> pages;
@@ -59,13 +59,14 @@ struct Row {
 
 struct TokenLogprob {
   TokenId token = 0;
-  float logprob = 0;  // natural logarithm, of the model's distribution before temperature and filters
+  float logprob =
+      0;  // natural logarithm, of the model's distribution before temperature and filters
 };
 
 struct SampledToken {
   TokenId token = 0;
-  float logprob = 0;                      // as in TokenLogprob
-  std::span<const TokenLogprob> top;      // the most probable first; valid during the call
+  float logprob = 0;                  // as in TokenLogprob
+  std::span<const TokenLogprob> top;  // the most probable first; valid during the call
 };
 
 // Receives tokens while a step runs, so that streams flow inside a step.
@@ -74,9 +75,9 @@ class TokenSink {
   virtual ~TokenSink() = default;
 
   // The next tokens of rows[row], consecutive and in text order; forced tokens are not reported.
-  // Returns false when the row wants no more. The engine may then leave out the row's remaining slots,
-  // does not report them, and does not extend its cache by this meta-context.
-  // Called on the thread that called Step(), or on one engine thread; must not block.
+  // Returns false when the row wants no more. The engine may then leave out the row's remaining
+  // slots, does not report them, and does not extend its cache by this meta-context. Called on the
+  // thread that called Step(), or on one engine thread; must not block.
   virtual bool OnTokens(int row, std::span<const SampledToken> tokens) = 0;
 };
 
@@ -88,15 +89,15 @@ struct PageCopy {
 
 // What an engine is; constant for its life.
 struct EngineShape {
-  std::string device;           // for people: "cpu (avx512_bf16, 2 threads)"
+  std::string device;  // for people: "cpu (avx512_bf16, 2 threads)"
   int vocab_size = 0;
-  int meta_tokens = 0;          // P_L, tokens per meta-context and step
-  int max_context = 0;          // tokens of one sequence, prompt and output
-  int page_tokens = 0;          // a multiple of meta_tokens
-  int num_pages = 0;            // PageIds run from 0 to num_pages - 1; who owns which is up to the caller
+  int meta_tokens = 0;  // P_L, tokens per meta-context and step
+  int max_context = 0;  // tokens of one sequence, prompt and output
+  int page_tokens = 0;  // a multiple of meta_tokens
+  int num_pages = 0;    // PageIds run from 0 to num_pages - 1; who owns which is up to the caller
   int64_t page_bytes = 0;
-  int max_rows = 0;             // rows of one step
-  int max_prefill_tokens = 0;   // whole-meta-context input tokens of one step, summed over its rows
+  int max_rows = 0;            // rows of one step
+  int max_prefill_tokens = 0;  // whole-meta-context input tokens of one step, summed over its rows
   std::vector<GenerationMode> modes;  // those that the checkpoint allows
 };
 
@@ -108,7 +109,8 @@ class Engine {
 
   // Does `copies` in order, then extends each row's pages by its whole meta-contexts of input, then
   // decodes rows that want it to the next boundary and extends their pages by what they decoded.
-  // No page may be written by two rows of a step; reading a page that another row only reads is fine.
+  // No page may be written by two rows of a step; reading a page that another row only reads is
+  // fine.
   //
   // kInvalidArgument: a row breaks shape(); nothing was computed.
   // kInternal: the device failed; all pages are lost.

@@ -21,8 +21,8 @@ constexpr std::array<uint32_t, 4> Philox4x32(std::array<uint32_t, 4> counter,
   return counter;
 }
 
-// The uniform number in [0, 1), a multiple of 2^-32, that decides the token at `position` (tokens of
-// the sequence before it).
+// The uniform number in [0, 1), a multiple of 2^-32, that decides the token at `position` (tokens
+// of the sequence before it).
 constexpr double SamplingDraw(uint64_t seed, uint32_t query, uint32_t sample, uint32_t position) {
   const auto words = Philox4x32({position, sample, query, 0},
                                 {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});

@@ -24,7 +24,8 @@ absl::Status ValidateSampling(const Sampling& sampling) {
     return Invalid("sampling.temperature: must be finite and at least 0, got ",
                    sampling.temperature);
   }
-  if (sampling.top_k < 0) return Invalid("sampling.top_k: must be at least 0, got ", sampling.top_k);
+  if (sampling.top_k < 0)
+    return Invalid("sampling.top_k: must be at least 0, got ", sampling.top_k);
   if (!(sampling.top_p > 0 && sampling.top_p <= 1)) {
     return Invalid("sampling.top_p: must be in (0, 1], got ", sampling.top_p);
   }
@@ -98,10 +99,12 @@ absl::Status ValidateStep(const EngineShape& shape, std::span<const PageCopy> co
     if (absl::Status status = ValidateRow(shape, row); !status.ok()) {
       return Invalid("rows[", i, "].", status.message());
     }
-    const int64_t whole = static_cast<int64_t>(row.input.size()) / shape.meta_tokens * shape.meta_tokens;
+    const int64_t whole =
+        static_cast<int64_t>(row.input.size()) / shape.meta_tokens * shape.meta_tokens;
     prefill_tokens += whole;
     const int64_t end = row.cached_tokens + whole + (row.decode ? shape.meta_tokens : 0);
-    for (int64_t page = row.cached_tokens / shape.page_tokens; page * shape.page_tokens < end; ++page) {
+    for (int64_t page = row.cached_tokens / shape.page_tokens; page * shape.page_tokens < end;
+         ++page) {
       written.push_back(static_cast<int32_t>(row.pages[page]));
     }
   }

@@ -17,7 +17,9 @@ inline float ToFloat(BFloat16 value) {
   return result;
 }
 
-inline float ToFloat(float value) { return value; }
+inline float ToFloat(float value) {
+  return value;
+}
 
 // Rounds to nearest, ties to even. `value` must not be NaN.
 inline BFloat16 ToBFloat16(float value) {

@@ -17,7 +17,8 @@ constexpr int kEncodeTokens = 1024;
 
 BatchLimits Limits(const ModelConfig& config, const EngineShape& shape) {
   const int meta = config.meta_tokens();
-  return {.max_rows = shape.max_rows, .max_encode_tokens = std::max(1, kEncodeTokens / meta) * meta};
+  return {.max_rows = shape.max_rows,
+          .max_encode_tokens = std::max(1, kEncodeTokens / meta) * meta};
 }
 
 template <typename T>
@@ -66,9 +67,8 @@ class CpuEngine final : public Engine {
       if (!row.decode) continue;
       const int whole = WholeTokens(row);
       const int64_t first_token = row.cached_tokens + whole;
-      const float* condition = first_token == 0
-                                   ? model_.start_latent().data()
-                                   : pages_.Latent(row.pages.data(), first_token - 1);
+      const float* condition = first_token == 0 ? model_.start_latent().data()
+                                                : pages_.Latent(row.pages.data(), first_token - 1);
       const std::span<const TokenId> forced = row.input.subspan(whole);
       // With a single level there is nothing to predict in parallel.
       const bool is_exact = row.mode == GenerationMode::kExact || !forced.empty() ||
@@ -118,12 +118,11 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateCpuEngine(const Checkpoint& checkp
                                                         const CpuEngineOptions& options) {
   const ModelConfig& config = checkpoint.config();
   const int meta = config.meta_tokens();
-  for (const absl::Status& status : {CheckAtLeast("threads", 0, options.threads),
-                                     CheckAtLeast("kv_bytes", 1, options.kv_bytes),
-                                     CheckAtLeast("page_tokens", 1, options.page_tokens),
-                                     CheckAtLeast("max_rows", 1, options.max_rows),
-                                     CheckAtLeast("max_prefill_tokens", meta,
-                                                  options.max_prefill_tokens)}) {
+  for (const absl::Status& status :
+       {CheckAtLeast("threads", 0, options.threads), CheckAtLeast("kv_bytes", 1, options.kv_bytes),
+        CheckAtLeast("page_tokens", 1, options.page_tokens),
+        CheckAtLeast("max_rows", 1, options.max_rows),
+        CheckAtLeast("max_prefill_tokens", meta, options.max_prefill_tokens)}) {
     if (!status.ok()) return status;
   }
   const Isa isa = options.isa.value_or(BestIsa());

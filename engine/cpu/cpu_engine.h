@@ -18,12 +18,12 @@ struct CpuEngineOptions {
     kF32,   // fp32 throughout
   };
   Compute compute = Compute::kBF16;
-  int threads = 0;                    // 0: one per processor
+  int threads = 0;                      // 0: one per processor
   int64_t kv_bytes = int64_t{1} << 30;  // memory of the latent pool; used as it is written
-  int page_tokens = 256;              // rounded up to whole meta-contexts
-  int max_rows = 64;                  // rows of one step
-  int max_prefill_tokens = 2048;      // of one step, at least one meta-context
-  std::optional<Isa> isa;             // absent: the best of this processor
+  int page_tokens = 256;                // rounded up to whole meta-contexts
+  int max_rows = 64;                    // rows of one step
+  int max_prefill_tokens = 2048;        // of one step, at least one meta-context
+  std::optional<Isa> isa;               // absent: the best of this processor
 };
 
 // Packs the weights; `checkpoint` must outlive the engine.

@@ -23,8 +23,8 @@ CpuLevel<T> PackLevel(const ModelConfig& config, const ModelWeights& weights, in
   const int meta = config.meta_tokens(), tokens_per_unit = config.tokens_per_unit(i);
   const int64_t max_context_units =
       (int64_t{config.max_context} + meta - 1) / meta * (meta / tokens_per_unit);
-  const int encoder_positions = config.level_grows(i) ? static_cast<int>(max_context_units)
-                                                      : config.levels[i + 1].chunk_size;
+  const int encoder_positions =
+      config.level_grows(i) ? static_cast<int>(max_context_units) : config.levels[i + 1].chunk_size;
   const int max_units = std::max(limits.max_rows, limits.max_encode_tokens / tokens_per_unit);
   const int max_groups = limits.max_rows * (meta / tokens_per_unit);
   return {

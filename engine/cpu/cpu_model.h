@@ -43,7 +43,8 @@ class CpuModel {
   void EmbedForEncoder(TokenId token, float* out) const;
   void EmbedForDecoder(TokenId token, float* out) const;
 
-  // W_head * RMSNorm_final(Y[0]): predictions [n, D_0] -> logits [n, vocab_size]; n <= kMaxLogitsRows.
+  // W_head * RMSNorm_final(Y[0]): predictions [n, D_0] -> logits [n, vocab_size]; n <=
+  // kMaxLogitsRows.
   void Logits(const float* predictions, int n, float* logits);
 
  private:

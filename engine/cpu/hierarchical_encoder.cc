@@ -33,7 +33,8 @@ void HierarchicalEncoder<T>::Encode(std::span<const EncodeJob> jobs) {
   std::vector<MetaContext> metas;
   for (const EncodeJob& job : jobs) {
     for (size_t t = 0; t < job.tokens.size(); t += meta) {
-      metas.push_back({job.tokens.data() + t, job.first_token + static_cast<int64_t>(t), job.pages});
+      metas.push_back(
+          {job.tokens.data() + t, job.first_token + static_cast<int64_t>(t), job.pages});
     }
   }
   for (size_t begin = 0; begin < metas.size(); begin += max_metas_) {
@@ -48,8 +49,7 @@ void HierarchicalEncoder<T>::EncodeBatch(std::span<const MetaContext> metas) {
   const int meta = config.meta_tokens(), embedding_width = config.encoder_embedding_width();
   for (size_t m = 0; m < metas.size(); ++m) {
     for (int t = 0; t < meta; ++t) {
-      model_.EmbedForEncoder(metas[m].tokens[t],
-                             units_.data() + (m * meta + t) * embedding_width);
+      model_.EmbedForEncoder(metas[m].tokens[t], units_.data() + (m * meta + t) * embedding_width);
     }
   }
   for (int i = 0; i < config.num_levels(); ++i) {

@@ -21,8 +21,8 @@ class HierarchicalEncoder {
  public:
   HierarchicalEncoder(CpuModel<T>& model, LatentPages<T>& pages, const BatchLimits& limits);
 
-  // Runs every encoder over the jobs' tokens, writes the growing levels' keys and values and the top
-  // states into the pages.
+  // Runs every encoder over the jobs' tokens, writes the growing levels' keys and values and the
+  // top states into the pages.
   void Encode(std::span<const EncodeJob> jobs);
 
  private:
@@ -37,8 +37,8 @@ class HierarchicalEncoder {
 
   CpuModel<T>& model_;
   LatentPages<T>& pages_;
-  int max_metas_;                       // of one batch
-  std::vector<KvWindows<T>> blocks_;    // per level with block span: one per block of the batch
+  int max_metas_;                        // of one batch
+  std::vector<KvWindows<T>> blocks_;     // per level with block span: one per block of the batch
   AlignedBuffer<float> units_, states_;  // of the level below, and of this level
   std::vector<StackRow<T>> rows_;
 };

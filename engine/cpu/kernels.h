@@ -40,7 +40,8 @@ struct KvLayer {
   // Always inlined: it must not be shared between instruction sets.
   [[gnu::always_inline]] T* at(int position) const {
     const int segment = position / segment_positions;
-    const int64_t offset = pages == nullptr ? 0 : static_cast<int32_t>(pages[segment]) * page_stride;
+    const int64_t offset =
+        pages == nullptr ? 0 : static_cast<int32_t>(pages[segment]) * page_stride;
     return base + offset + int64_t{position - segment * segment_positions} * 2 * kv_dim;
   }
 };
@@ -59,7 +60,8 @@ struct AttentionShape {
 // Function table of one instruction set.
 template <typename T>
 struct Kernels {
-  // y[m, n] = a[m, k] * W^T (+ bias), or y += with `add`; columns of panels [panel_begin, panel_end).
+  // y[m, n] = a[m, k] * W^T (+ bias), or y += with `add`; columns of panels [panel_begin,
+  // panel_end).
   //   a      rows `lda` elements apart; for BFloat16 an odd k is followed by one zero
   //   panels see PackedMatrix; bias [n] or null
   void (*gemm)(const T* a, int64_t lda, int m, const T* panels, int k, int n, int panel_begin,
@@ -71,8 +73,8 @@ struct Kernels {
   void (*swiglu)(const float* gate_up, int n, T* out);
   // Rounds to T.
   void (*convert)(const float* x, int n, T* out);
-  // qkv [q heads | k heads | v heads]: normalises q and k if asked, rotates them by the angles whose
-  // cosines and sines are given ([rope_dims / 2] each), leaves q in place and stores k and v.
+  // qkv [q heads | k heads | v heads]: normalises q and k if asked, rotates them by the angles
+  // whose cosines and sines are given ([rope_dims / 2] each), leaves q in place and stores k and v.
   void (*rotate_and_store)(const AttentionShape& shape, const float* cosines, const float* sines,
                            float* qkv, T* key_value);
   // out [num_heads * head_dim] = softmax(q K^T / sqrt(head_dim)) V over positions 0 .. position;

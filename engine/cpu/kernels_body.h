@@ -37,7 +37,9 @@ typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t Words __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t Halves __attribute__((vector_size(kLanes * 2)));
 
-inline Floats Splat(float value) { return Floats{} + value; }
+inline Floats Splat(float value) {
+  return Floats{} + value;
+}
 
 inline Floats Load(const float* p) {
   Floats v;
@@ -51,7 +53,9 @@ inline Floats Load(const BFloat16* p) {
   return (Floats)(__builtin_convertvector(h, Words) << 16);
 }
 
-inline void Store(float* p, Floats v) { __builtin_memcpy(p, &v, sizeof(v)); }
+inline void Store(float* p, Floats v) {
+  __builtin_memcpy(p, &v, sizeof(v));
+}
 
 inline void Store(BFloat16* p, Floats v) {
   const Words w = (Words)v;
@@ -59,7 +63,9 @@ inline void Store(BFloat16* p, Floats v) {
   __builtin_memcpy(&p->bits, &h, sizeof(h));
 }
 
-inline float LoadOne(const float* p) { return *p; }
+inline float LoadOne(const float* p) {
+  return *p;
+}
 
 inline float LoadOne(const BFloat16* p) {
   const uint32_t bits = uint32_t{p->bits} << 16;
@@ -68,7 +74,9 @@ inline float LoadOne(const BFloat16* p) {
   return value;
 }
 
-inline void StoreOne(float* p, float value) { *p = value; }
+inline void StoreOne(float* p, float value) {
+  *p = value;
+}
 
 inline void StoreOne(BFloat16* p, float value) {
   uint32_t bits;
@@ -115,13 +123,23 @@ inline void ZeroFill(BFloat16* out, int n) {
   if (n % 2 != 0) out[n].bits = 0;
 }
 
-// ---- Matrix product -------------------------------------------------------------------------------
+// ---- Matrix product
+// -------------------------------------------------------------------------------
 
-// One k step of a panel holds kPanelColumns columns; for BFloat16 two k values of each, interleaved.
-inline int KSteps(const float*, int k) { return k; }
-inline int KSteps(const BFloat16*, int k) { return (k + 1) / 2; }
-constexpr int KPerStep(const float*) { return 1; }
-constexpr int KPerStep(const BFloat16*) { return 2; }
+// One k step of a panel holds kPanelColumns columns; for BFloat16 two k values of each,
+// interleaved.
+inline int KSteps(const float*, int k) {
+  return k;
+}
+inline int KSteps(const BFloat16*, int k) {
+  return (k + 1) / 2;
+}
+constexpr int KPerStep(const float*) {
+  return 1;
+}
+constexpr int KPerStep(const BFloat16*) {
+  return 2;
+}
 
 template <int kRows>
 inline void Accumulate(const float* a, int64_t lda, const float* w,
@@ -232,7 +250,8 @@ void Gemm(const T* a, int64_t lda, int m, const T* panels, int k, int n, int pan
   }
 }
 
-// ---- Element-wise ---------------------------------------------------------------------------------
+// ---- Element-wise
+// ---------------------------------------------------------------------------------
 
 inline float InverseRms(const float* x, int n, float eps) {
   Floats squares = {};
@@ -295,7 +314,8 @@ void LogSumExp(const float* x, int n, float* max, float* log_sum) {
   *log_sum = largest + __builtin_logf(sum);
 }
 
-// ---- Attention ------------------------------------------------------------------------------------
+// ---- Attention
+// ------------------------------------------------------------------------------------
 
 inline void NormaliseAndRotate(const AttentionShape& shape, const float* norm, const float* cosines,
                                const float* sines, float* head) {
@@ -404,7 +424,11 @@ constexpr Kernels<T> kTable = {
 
 }  // namespace
 
-const Kernels<float>& FloatKernels() { return kTable<float>; }
-const Kernels<BFloat16>& BFloat16Kernels() { return kTable<BFloat16>; }
+const Kernels<float>& FloatKernels() {
+  return kTable<float>;
+}
+const Kernels<BFloat16>& BFloat16Kernels() {
+  return kTable<BFloat16>;
+}
 
 }  // namespace photon::PHOTON_KERNELS_NAMESPACE

@@ -3,7 +3,9 @@
 namespace photon {
 namespace {
 
-int64_t RoundUp(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+int64_t RoundUp(int64_t bytes) {
+  return (bytes + 63) / 64 * 64;
+}
 
 }  // namespace
 

@@ -10,8 +10,9 @@
 
 namespace photon {
 
-// Where things are inside a page. Growing level i keeps page_tokens / P_i positions of all its layers
-// as KvContext lays them out; then comes one top state (float [D_L]), the newest one written.
+// Where things are inside a page. Growing level i keeps page_tokens / P_i positions of all its
+// layers as KvContext lays them out; then comes one top state (float [D_L]), the newest one
+// written.
 struct PageLayout {
   PageLayout(const ModelConfig& config, int page_tokens, size_t element_bytes);
 
@@ -26,9 +27,7 @@ template <typename T>
 class LatentPages {
  public:
   LatentPages(const PageLayout& layout, int num_pages, int latent_width)
-      : layout_(layout),
-        latent_width_(latent_width),
-        memory_(layout.page_bytes * num_pages) {}
+      : layout_(layout), latent_width_(latent_width), memory_(layout.page_bytes * num_pages) {}
 
   const PageLayout& layout() const { return layout_; }
 
@@ -42,7 +41,8 @@ class LatentPages {
 
   // The top state after the newest meta-context of the page that holds `token`. [D_L]
   float* Latent(const PageId* pages, int64_t token) {
-    return reinterpret_cast<float*>(Page(pages[token / layout_.page_tokens]) + layout_.latent_offset);
+    return reinterpret_cast<float*>(Page(pages[token / layout_.page_tokens]) +
+                                    layout_.latent_offset);
   }
 
   void Copy(PageId from, PageId to) {
@@ -61,8 +61,8 @@ class LatentPages {
   AlignedBuffer<std::byte> memory_;
 };
 
-// Separate causal contexts of a fixed small size: block-encoder blocks and decoder windows. They live
-// inside a step only.
+// Separate causal contexts of a fixed small size: block-encoder blocks and decoder windows. They
+// live inside a step only.
 template <typename T>
 class KvWindows {
  public:

@@ -5,7 +5,9 @@
 namespace photon {
 namespace {
 
-int64_t ActStride(int64_t n) { return (n + 31) / 32 * 32; }
+int64_t ActStride(int64_t n) {
+  return (n + 31) / 32 * 32;
+}
 
 std::vector<float> OptionalFloats(const TensorView& tensor) {
   return tensor.empty() ? std::vector<float>() : ToFloat(tensor);
@@ -63,7 +65,8 @@ void Chunker<T>::Forward(const float* units, int n, float* out) {
         break;
     }
   }
-  linear_.Apply(context_.kernels, context_.pool, act_.data(), act_stride_, n, false, out, out_width_);
+  linear_.Apply(context_.kernels, context_.pool, act_.data(), act_stride_, n, false, out,
+                out_width_);
   if (!config_.out_norm) return;
   for (int r = 0; r < n; ++r) {
     float* row = out + int64_t{r} * out_width_;
@@ -72,8 +75,8 @@ void Chunker<T>::Forward(const float* units, int n, float* out) {
 }
 
 template <typename T>
-Converter<T>::Converter(const ConverterConfig& config, const ConverterWeights& weights, int in_width,
-                        int num_vectors, int out_width, float norm_eps, int max_rows,
+Converter<T>::Converter(const ConverterConfig& config, const ConverterWeights& weights,
+                        int in_width, int num_vectors, int out_width, float norm_eps, int max_rows,
                         const CpuContext<T>& context)
     : config_(config),
       context_(context),
@@ -100,7 +103,8 @@ void Converter<T>::Forward(const float* states, int n, float* out) {
     }
   }
   const int64_t out_stride = int64_t{num_vectors_} * out_width_;
-  linear_.Apply(context_.kernels, context_.pool, act_.data(), act_stride_, n, false, out, out_stride);
+  linear_.Apply(context_.kernels, context_.pool, act_.data(), act_stride_, n, false, out,
+                out_stride);
   for (int r = 0; r < n; ++r) {
     float* vectors = out + r * out_stride;
     if (config_.kernel == 3) Convolve(vectors);

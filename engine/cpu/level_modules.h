@@ -1,5 +1,5 @@
-// The two linear modules between levels: the chunker, which folds units into one of the level above,
-// and the converter, which unfolds a state into conditioning vectors for the decoder below.
+// The two linear modules between levels: the chunker, which folds units into one of the level
+// above, and the converter, which unfolds a state into conditioning vectors for the decoder below.
 #pragma once
 
 #include <vector>
@@ -11,8 +11,9 @@ namespace photon {
 template <typename T>
 class Chunker {
  public:
-  Chunker(const ChunkerConfig& config, const ChunkerWeights& weights, int chunk_size, int unit_width,
-          int out_width, float norm_eps, int max_rows, const CpuContext<T>& context);
+  Chunker(const ChunkerConfig& config, const ChunkerWeights& weights, int chunk_size,
+          int unit_width, int out_width, float norm_eps, int max_rows,
+          const CpuContext<T>& context);
 
   int64_t weight_bytes() const { return linear_.weight.bytes(); }
 

@@ -9,14 +9,23 @@ namespace {
 // Weight bytes, or multiply-adds, that one more thread must be given to pay for waking it.
 constexpr int64_t kGrainBytes = 2 << 20;
 constexpr int64_t kGrainMultiplyAdds = 8 << 20;
-// Rows of one task: enough to keep the arithmetic busy, few enough to stay in the second-level cache.
+// Rows of one task: enough to keep the arithmetic busy, few enough to stay in the second-level
+// cache.
 constexpr int kTaskRows = 96;
 
-void Round(float value, float& out) { out = value; }
-void Round(float value, BFloat16& out) { out = ToBFloat16(value); }
+void Round(float value, float& out) {
+  out = value;
+}
+void Round(float value, BFloat16& out) {
+  out = ToBFloat16(value);
+}
 
-int KStep(const float*) { return 1; }
-int KStep(const BFloat16*) { return 2; }
+int KStep(const float*) {
+  return 1;
+}
+int KStep(const BFloat16*) {
+  return 2;
+}
 
 }  // namespace
 
@@ -34,12 +43,13 @@ PackedMatrix<T>::PackedMatrix(std::span<const TensorView> parts, ThreadPool& poo
     pool.ParallelFor(rows, 64, [&](int64_t begin, int64_t end, int) {
       std::vector<float> values(k_);
       for (int64_t r = begin; r < end; ++r) {
-        CopyToFloat(part.dtype, part.data + r * k_ * static_cast<int64_t>(DTypeBytes(part.dtype)), k_,
-                    values.data());
+        CopyToFloat(part.dtype, part.data + r * k_ * static_cast<int64_t>(DTypeBytes(part.dtype)),
+                    k_, values.data());
         const int64_t column = first + r;
         T* panel = panels_.data() + column / kPanelColumns * panel_size;
         for (int i = 0; i < k_; ++i) {
-          const int64_t offset = (int64_t{i / step} * kPanelColumns + column % kPanelColumns) * step;
+          const int64_t offset =
+              (int64_t{i / step} * kPanelColumns + column % kPanelColumns) * step;
           Round(values[i], panel[offset + i % step]);
         }
       }

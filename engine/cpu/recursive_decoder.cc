@@ -38,13 +38,13 @@ RecursiveDecoder<T>::RecursiveDecoder(CpuModel<T>& model, LatentPages<T>& pages,
     const int64_t lanes = max_rows * (config.meta_tokens() / config.tokens_per_unit(i));
     const int64_t units = max_rows * level.chunk_size * config.chunker_unit_width(i);
     Level& scratch = levels_.emplace_back();
-    scratch.windows = KvWindows<T>(model.levels()[i].decoder, lanes,
-                                   level.converter_width + level.chunk_size);
+    scratch.windows =
+        KvWindows<T>(model.levels()[i].decoder, lanes, level.converter_width + level.chunk_size);
     scratch.predictions = AlignedBuffer<float>(lanes * decoder_width(i));
     scratch.units = AlignedBuffer<float>(units);
     if (!config.level_grows(i)) {
-      scratch.blocks = KvWindows<T>(model.levels()[i].encoder, max_rows,
-                                    config.levels[i + 1].chunk_size);
+      scratch.blocks =
+          KvWindows<T>(model.levels()[i].encoder, max_rows, config.levels[i + 1].chunk_size);
     }
     widest_state = std::max({widest_state, units, lanes * level.converter_width * decoder_width(i),
                              lanes * level.encoder.hidden_size});
@@ -137,7 +137,8 @@ void RecursiveDecoder<T>::DecodeParallel(std::span<DecodeRow> rows, TokenSink& s
     std::copy_n(rows[r].condition, width, conditions_.data() + int64_t{r} * width);
   }
 
-  // Above the tokens: each level's predictions are its own content and the level below's conditions.
+  // Above the tokens: each level's predictions are its own content and the level below's
+  // conditions.
   std::vector<int> lanes(num_rows);
   std::iota(lanes.begin(), lanes.end(), 0);
   for (int i = top; i > 0; --i) {
@@ -248,8 +249,7 @@ void RecursiveDecoder<T>::Fold(int i, std::span<DecodeRow> rows, std::span<const
     std::copy_n(levels_[i].units.data() + r * children, children, gathered_.data() + n * children);
     if (config.level_grows(i)) {
       const int64_t position = (rows[r].first_token + slot) / tokens_per_unit;
-      stack_rows_.push_back(
-          {pages_.Kv(i, rows[r].row->pages.data()), static_cast<int>(position)});
+      stack_rows_.push_back({pages_.Kv(i, rows[r].row->pages.data()), static_cast<int>(position)});
     } else {
       const int position = slot / tokens_per_unit % config.levels[i + 1].chunk_size;
       stack_rows_.push_back({levels_[i].blocks[r], position});
@@ -290,8 +290,8 @@ void RecursiveDecoder<T>::Sample(std::span<const SlotRef> slots) {
               std::copy(logits.begin(), logits.end(), row->row->logits.begin() + slot * vocab);
             }
             if (slot < static_cast<int>(row->forced.size())) continue;
-            row->tokens[slot] = SampleToken(context_.kernels, logits, row->row->sampling,
-                                            row->first_token + slot);
+            row->tokens[slot] =
+                SampleToken(context_.kernels, logits, row->row->sampling, row->first_token + slot);
           }
         });
   }

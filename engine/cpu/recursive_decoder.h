@@ -39,20 +39,20 @@ class RecursiveDecoder {
   // ended extend their pages by the meta-context.
   void DecodeExact(std::span<DecodeRow> rows, TokenSink& sink);
 
-  // Decodes in kHierGen or kRecGen mode: all units of a level at once, no forced tokens. kRecGen rows
-  // that have not ended extend their pages by their predictions; kHierGen rows leave theirs to the
-  // encoder. At least two levels.
+  // Decodes in kHierGen or kRecGen mode: all units of a level at once, no forced tokens. kRecGen
+  // rows that have not ended extend their pages by their predictions; kHierGen rows leave theirs to
+  // the encoder. At least two levels.
   void DecodeParallel(std::span<DecodeRow> rows, TokenSink& sink);
 
  private:
   // A *lane* is one group of a level that decodes: window, conditioning and prediction share its
-  // number. Row r's groups of level i are lanes r * groups_per_meta(i) + g; in kExact only one group
-  // of a row is open at a time, and its lane is r.
+  // number. Row r's groups of level i are lanes r * groups_per_meta(i) + g; in kExact only one
+  // group of a row is open at a time, and its lane is r.
   struct Level {
     KvWindows<T> windows;              // decoder positions of each lane
     AlignedBuffer<float> predictions;  // [lanes, D_{l-1}] newest Y[l-1]
-    AlignedBuffer<float> units;        // [max_rows, C_l, chunker unit width] children of the open group
-    KvWindows<T> blocks;               // block span: the open block of each row's encoder
+    AlignedBuffer<float> units;  // [max_rows, C_l, chunker unit width] children of the open group
+    KvWindows<T> blocks;         // block span: the open block of each row's encoder
   };
 
   // One slot whose logits are wanted.
@@ -75,8 +75,8 @@ class RecursiveDecoder {
   //   conditions [max_rows, D_l], indexed by row
   void DecodeGroup(int i, std::span<DecodeRow> rows, std::vector<int>& alive, int slot,
                    const float* conditions, TokenSink& sink);
-  // Folds each row's children of level i into one unit, encodes it, and leaves the states in states_
-  // in the order of `alive`. slot: the unit's first token.
+  // Folds each row's children of level i into one unit, encodes it, and leaves the states in
+  // states_ in the order of `alive`. slot: the unit's first token.
   void Fold(int i, std::span<DecodeRow> rows, std::span<const int> alive, int slot);
   // Folds the top level's children and extends the pages.
   void FoldTop(std::span<DecodeRow> rows, std::span<const int> alive);
@@ -90,12 +90,12 @@ class RecursiveDecoder {
   CpuContext<T> context_;
   std::vector<Level> levels_;
   std::vector<StackRow<T>> stack_rows_;
-  AlignedBuffer<float> gathered_;   // inputs of a module, compact
-  AlignedBuffer<float> states_;     // outputs of a module, compact
+  AlignedBuffer<float> gathered_;    // inputs of a module, compact
+  AlignedBuffer<float> states_;      // outputs of a module, compact
   AlignedBuffer<float> conditions_;  // conditioning of the lanes of a level
   AlignedBuffer<float> next_conditions_;
   AlignedBuffer<float> embeddings_;  // [lanes of level 0, D_0] content tokens
-  AlignedBuffer<float> logits_;     // [kMaxLogitsRows, vocab_size]
+  AlignedBuffer<float> logits_;      // [kMaxLogitsRows, vocab_size]
 };
 
 }  // namespace photon

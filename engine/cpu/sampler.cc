@@ -79,8 +79,8 @@ SampledLogits SampleToken(const Kernels<T>& kernels, std::span<const float> logi
   SampledLogits result;
   // A temperature so small that its inverse overflows means greedy too.
   if (sampling.temperature < 1e-30f) {
-    result.token = static_cast<TokenId>(std::find(logits.begin(), logits.end(), largest) -
-                                        logits.begin());
+    result.token =
+        static_cast<TokenId>(std::find(logits.begin(), logits.end(), largest) - logits.begin());
   } else {
     result.token = Draw(logits, largest, sampling, position);
   }
@@ -93,7 +93,8 @@ SampledLogits SampleToken(const Kernels<T>& kernels, std::span<const float> logi
     const size_t count = std::min<size_t>(sampling.top_logprobs, all.size());
     std::partial_sort(all.begin(), all.begin() + count, all.end(),
                       [](const TokenLogprob& a, const TokenLogprob& b) {
-                        return a.logprob > b.logprob || (a.logprob == b.logprob && a.token < b.token);
+                        return a.logprob > b.logprob ||
+                               (a.logprob == b.logprob && a.token < b.token);
                       });
     all.resize(count);
     result.top = std::move(all);

@@ -22,9 +22,9 @@ class ThreadPool {
 
   int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Calls body(begin, end, thread) over a partition of [0, count) into contiguous ranges of at least
-  // `grain` items (so small loops run on the caller alone), and returns when all have returned.
-  // `thread` is below num_threads() and differs between concurrent calls.
+  // Calls body(begin, end, thread) over a partition of [0, count) into contiguous ranges of at
+  // least `grain` items (so small loops run on the caller alone), and returns when all have
+  // returned. `thread` is below num_threads() and differs between concurrent calls.
   void ParallelFor(int64_t count, int64_t grain,
                    absl::FunctionRef<void(int64_t begin, int64_t end, int thread)> body);
 
@@ -39,9 +39,9 @@ class ThreadPool {
   void RunRange(const Loop& loop, int range);
 
   std::vector<std::thread> workers_;
-  const Loop* loop_ = nullptr;         // published by generation_, read by workers
+  const Loop* loop_ = nullptr;           // published by generation_, read by workers
   std::atomic<uint32_t> generation_{0};  // one more per loop
-  std::atomic<int> pending_{0};        // workers that have not yet finished this generation
+  std::atomic<int> pending_{0};          // workers that have not yet finished this generation
   std::atomic<bool> stop_{false};
 };
 

@@ -56,8 +56,7 @@ TransformerStack<T>::TransformerStack(const StackConfig& config, const StackWeig
   cosines_.resize(int64_t{max_positions} * half);
   sines_.resize(cosines_.size());
   for (int i = 0; i < half; ++i) {
-    const double frequency =
-        std::pow(double{config_.rope_theta}, -2.0 * i / config_.rope_dims());
+    const double frequency = std::pow(double{config_.rope_theta}, -2.0 * i / config_.rope_dims());
     for (int p = 0; p < max_positions; ++p) {
       cosines_[int64_t{p} * half + i] = static_cast<float>(std::cos(p * frequency));
       sines_[int64_t{p} * half + i] = static_cast<float>(std::sin(p * frequency));
@@ -65,7 +64,9 @@ TransformerStack<T>::TransformerStack(const StackConfig& config, const StackWeig
   }
 
   const int q_dim = config_.num_heads * config_.head_dim;
-  const auto pad = [](int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; };
+  const auto pad = [](int64_t n, int64_t multiple) {
+    return (n + multiple - 1) / multiple * multiple;
+  };
   act_stride_ = pad(std::max({config_.hidden_size, q_dim, config_.intermediate_size}), 32);
   wide_stride_ = pad(std::max(q_dim + 2 * kv_dim(), 2 * config_.intermediate_size), 16);
   act_ = AlignedBuffer<T>(kBlockRows * act_stride_);
@@ -163,13 +164,13 @@ void TransformerStack<T>::FeedForward(const Layer& layer, int num_rows, float* x
   });
   layer.gate_up.Apply(kernels, context_.pool, act_.data(), act_stride_, num_rows, false,
                       wide_.data(), wide_stride_);
-  context_.pool.ParallelFor(
-      num_rows, GrainRows(2 * intermediate), [&](int64_t begin, int64_t end, int) {
-        for (int64_t r = begin; r < end; ++r) {
-          kernels.swiglu(wide_.data() + r * wide_stride_, intermediate,
-                         act_.data() + r * act_stride_);
-        }
-      });
+  context_.pool.ParallelFor(num_rows, GrainRows(2 * intermediate),
+                            [&](int64_t begin, int64_t end, int) {
+                              for (int64_t r = begin; r < end; ++r) {
+                                kernels.swiglu(wide_.data() + r * wide_stride_, intermediate,
+                                               act_.data() + r * act_stride_);
+                              }
+                            });
   layer.down.Apply(kernels, context_.pool, act_.data(), act_stride_, num_rows, true, x, hidden);
 }
 

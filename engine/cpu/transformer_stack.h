@@ -73,8 +73,8 @@ class TransformerStack {
   std::vector<float> cosines_, sines_;  // [max_positions, rope_dims / 2]
   // Scratch for one block of rows.
   int64_t act_stride_ = 0, wide_stride_ = 0;
-  AlignedBuffer<T> act_;        // [kBlockRows, act_stride_] inputs of matrix products
-  AlignedBuffer<float> wide_;   // [kBlockRows, wide_stride_] their outputs
+  AlignedBuffer<T> act_;         // [kBlockRows, act_stride_] inputs of matrix products
+  AlignedBuffer<float> wide_;    // [kBlockRows, wide_stride_] their outputs
   AlignedBuffer<float> scores_;  // [threads, max_positions]
   int max_positions_ = 0;
 };

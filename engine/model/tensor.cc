@@ -62,8 +62,7 @@ void CopyToFloat(DType dtype, const std::byte* from, int64_t count, float* to) {
       ConvertAll<uint16_t>(from, count, F16ToFloat, to);
       break;
     case DType::kI32:
-      ConvertAll<int32_t>(
-          from, count, [](int32_t value) { return static_cast<float>(value); }, to);
+      ConvertAll<int32_t>(from, count, [](int32_t value) { return static_cast<float>(value); }, to);
       break;
   }
 }

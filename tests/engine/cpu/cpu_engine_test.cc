@@ -28,8 +28,7 @@ void ExpectLogitsMatchTheReference(const NamedConfig& named, const CpuEngineOpti
   const auto checkpoint = RandomCheckpoint(named.config);
   const auto engine = MakeEngine(*checkpoint, options);
   ReferenceModel reference(*checkpoint);
-  const auto tokens =
-      RandomTokens(3 * named.config.meta_tokens() + 2, named.config.vocab_size, 7);
+  const auto tokens = RandomTokens(3 * named.config.meta_tokens() + 2, named.config.vocab_size, 7);
   const auto expected = reference.Logits(tokens);
   const auto logits = TeacherForcedLogits(*engine, tokens);
   ASSERT_EQ(logits.size(), tokens.size());
@@ -352,9 +351,8 @@ TEST(CpuEngine, TopLogprobsHoldTheChosenTokenFirstUnderGreedy) {
         EXPECT_EQ(token.top.size(), 4u);
         EXPECT_EQ(token.top[0].token, token.token);
         EXPECT_EQ(token.top[0].logprob, token.logprob);
-        EXPECT_TRUE(std::is_sorted(token.top.begin(), token.top.end(), [](auto& a, auto& b) {
-          return a.logprob > b.logprob;
-        }));
+        EXPECT_TRUE(std::is_sorted(token.top.begin(), token.top.end(),
+                                   [](auto& a, auto& b) { return a.logprob > b.logprob; }));
       }
       return true;
     }

@@ -231,7 +231,8 @@ std::vector<std::vector<float>> TeacherForcedLogits(Engine& engine,
     const Generated step =
         Generate(engine, {tokens.begin(), tokens.begin() + static_cast<int64_t>(known)}, 1,
                  GenerationMode::kExact, {.temperature = 0}, true);
-    for (size_t slot = 0; slot < static_cast<size_t>(meta) && begin + slot < tokens.size(); ++slot) {
+    for (size_t slot = 0; slot < static_cast<size_t>(meta) && begin + slot < tokens.size();
+         ++slot) {
       const auto row = step.logits.begin() + static_cast<int64_t>(slot) * vocab;
       logits.emplace_back(row, row + vocab);
     }

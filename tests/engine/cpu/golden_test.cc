@@ -73,8 +73,8 @@ TEST_P(Golden, GreedyTextsAndTheirLogitsMatchInEveryMode) {
       const size_t meta = engine_->shape().meta_tokens;
       const size_t forced = prompt.size() % meta;
       const size_t steps = (forced + output.size() + meta - 1) / meta;
-      const Generated generated = Generate(*engine_, prompt, static_cast<int>(steps), mode,
-                                           {.temperature = 0}, true);
+      const Generated generated =
+          Generate(*engine_, prompt, static_cast<int>(steps), mode, {.temperature = 0}, true);
       ASSERT_GE(generated.tokens.size(), output.size());
       const size_t vocab = engine_->shape().vocab_size;
       std::vector<double> expected;
@@ -84,7 +84,8 @@ TEST_P(Golden, GreedyTextsAndTheirLogitsMatchInEveryMode) {
         expected.insert(expected.end(), row.begin(), row.end());
       }
       // Over the whole text: predictions that feed on predictions amplify rounding as they go on.
-      const std::span<const float> logits(generated.logits.data() + forced * vocab, expected.size());
+      const std::span<const float> logits(generated.logits.data() + forced * vocab,
+                                          expected.size());
       EXPECT_LT(RelativeError(logits, expected), kTolerance) << prefix;
     }
   }
@@ -105,7 +106,9 @@ std::vector<std::string> GoldenNames() {
 INSTANTIATE_TEST_SUITE_P(Configs, Golden, testing::ValuesIn(GoldenNames()),
                          [](const auto& info) { return info.param; });
 
-TEST(GoldenFiles, CoverAtLeastEightConfigs) { EXPECT_GE(GoldenNames().size(), 8u); }
+TEST(GoldenFiles, CoverAtLeastEightConfigs) {
+  EXPECT_GE(GoldenNames().size(), 8u);
+}
 
 }  // namespace
 }  // namespace photon

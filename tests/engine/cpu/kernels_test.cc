@@ -51,12 +51,11 @@ void ExpectProductIsRight(const Kernels<T>& kernels, int m, int k, int n, bool a
                           const std::vector<float>& a, const std::vector<float>& w,
                           const std::vector<float>& b) {
   ThreadPool pool(2);
-  const TensorView view{.dtype = DType::kF32,
-                        .shape = {n, k},
-                        .data = reinterpret_cast<const std::byte*>(w.data())};
-  const Linear<T> linear{PackedMatrix<T>(std::span(&view, 1), pool),
-                         bias ? std::vector<float>(b.begin(), b.begin() + n)
-                              : std::vector<float>()};
+  const TensorView view{
+      .dtype = DType::kF32, .shape = {n, k}, .data = reinterpret_cast<const std::byte*>(w.data())};
+  const Linear<T> linear{
+      PackedMatrix<T>(std::span(&view, 1), pool),
+      bias ? std::vector<float>(b.begin(), b.begin() + n) : std::vector<float>()};
   const int64_t lda = k + 3;
   std::vector<T> act(m * lda, Rounded<T>(1e9f));  // what lies beyond a row must not matter
   for (int r = 0; r < m; ++r) {
@@ -70,8 +69,8 @@ void ExpectProductIsRight(const Kernels<T>& kernels, int m, int k, int n, bool a
     for (int c = 0; c < n; ++c) {
       double expected = (add ? 0.5 : 0) + (bias ? b[c] : 0), scale = 1;
       for (int i = 0; i < k; ++i) {
-        const double product = double{ToFloat(Rounded<T>(a[r * k + i]))} *
-                               double{ToFloat(Rounded<T>(w[c * k + i]))};
+        const double product =
+            double{ToFloat(Rounded<T>(a[r * k + i]))} * double{ToFloat(Rounded<T>(w[c * k + i]))};
         expected += product;
         scale += std::abs(product);
       }

@@ -105,9 +105,8 @@ ReferenceModel::Vector ReferenceModel::Chunk(int level, std::span<const Vector> 
   const double eps = checkpoint_.config().levels[level].encoder.norm_eps;
   Vector z;
   for (const Vector& unit : units) {
-    const Vector v = config.in_norm == ChunkerConfig::InNorm::kUnit
-                         ? RmsNorm(unit, weights.in_norm, eps)
-                         : unit;
+    const Vector v =
+        config.in_norm == ChunkerConfig::InNorm::kUnit ? RmsNorm(unit, weights.in_norm, eps) : unit;
     z.insert(z.end(), v.begin(), v.end());
   }
   if (config.type == ChunkerConfig::Type::kConcat) return z;
@@ -164,8 +163,8 @@ std::vector<std::vector<double>> ReferenceModel::Logits(std::span<const TokenId>
   // Bottom up. states[i] are the units that level i folds: X[0] tokens, X[1], ...
   std::vector<Vectors> states(config.num_levels() + 1);
   for (TokenId token : padded) {
-    states[0].push_back(embed(
-        config.encoder_embedding_dim ? weights.encoder_embedding : weights.embedding, token));
+    states[0].push_back(
+        embed(config.encoder_embedding_dim ? weights.encoder_embedding : weights.embedding, token));
   }
   for (int i = 0; i < config.num_levels(); ++i) {
     const LevelConfig& level = config.levels[i];
@@ -173,8 +172,8 @@ std::vector<std::vector<double>> ReferenceModel::Logits(std::span<const TokenId>
     for (size_t u = 0; u < states[i].size(); u += level.chunk_size) {
       units.push_back(Chunk(i, std::span(states[i]).subspan(u, level.chunk_size)));
     }
-    const size_t span = level.encoder_span == EncoderSpan::kBlock ? config.levels[i + 1].chunk_size
-                                                                  : units.size();
+    const size_t span =
+        level.encoder_span == EncoderSpan::kBlock ? config.levels[i + 1].chunk_size : units.size();
     for (size_t u = 0; u < units.size(); u += span) {
       const Vectors block(units.begin() + u, units.begin() + u + span);
       for (Vector& state : Stack(level.encoder, weights.levels[i].encoder, block)) {

@@ -1,5 +1,5 @@
-// The forward pass of docs/model.md, written for reading: double precision, one vector at a time, no
-// cache, nothing shared with the engine but the checkpoint's tensors.
+// The forward pass of docs/model.md, written for reading: double precision, one vector at a time,
+// no cache, nothing shared with the engine but the checkpoint's tensors.
 #pragma once
 
 #include <map>

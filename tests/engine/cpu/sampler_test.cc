@@ -76,7 +76,8 @@ TEST(SampleToken, TopPKeepsTheFewestThatReachIt) {
   const auto frequencies = Frequencies({.top_p = 0.7f});
   EXPECT_NEAR(frequencies[1], 2.0 / 3, kSpread);
   EXPECT_EQ(frequencies[0] + frequencies[2] + frequencies[4], 0);
-  EXPECT_NEAR(Frequencies({.top_p = 1e-6f})[1], 1, 1e-9) << "the most probable token is always kept";
+  EXPECT_NEAR(Frequencies({.top_p = 1e-6f})[1], 1, 1e-9)
+      << "the most probable token is always kept";
 }
 
 TEST(SampleToken, MinPDropsWhatIsFarBelowTheMostProbable) {
@@ -104,8 +105,8 @@ TEST(SampleToken, LogProbabilitiesAreOfTheUnfilteredDistribution) {
 TEST(SampleToken, SurvivesExtremeLogits) {
   const std::vector<float> logits = {-1e30f, 1e30f, 0, 88, -88};
   for (float temperature : {0.0f, 1e-38f, 1e-20f, 1.0f, 1e30f}) {
-    const auto sampled = SampleToken(KernelsFor<float>(BestIsa()), logits,
-                                     Sampling{.temperature = temperature}, 0);
+    const auto sampled =
+        SampleToken(KernelsFor<float>(BestIsa()), logits, Sampling{.temperature = temperature}, 0);
     EXPECT_GE(sampled.token, 0);
     EXPECT_LT(sampled.token, 5);
   }
