@@ -7,8 +7,8 @@ namespace photon {
 namespace {
 
 // Weight bytes, or multiply-adds, that one more thread must be given to pay for waking it.
-constexpr int64_t kGrainBytes = 2 << 20;
-constexpr int64_t kGrainMultiplyAdds = 8 << 20;
+constexpr int64_t kGrainBytes = 1 << 20;
+constexpr int64_t kGrainMultiplyAdds = 2 << 20;
 // Rows of one task: enough to keep the arithmetic busy, few enough to stay in the second-level
 // cache.
 constexpr int kTaskRows = 96;

@@ -10,7 +10,8 @@
 
 namespace photon {
 
-// Threads block while there is nothing to do, so that a shared machine keeps its cores.
+// Threads block while there is nothing to do, so that a shared machine keeps its cores; between loops
+// that follow at once they wait busily for a moment.
 // ParallelFor is called by one thread at a time.
 class ThreadPool {
  public:

@@ -10,7 +10,7 @@ namespace {
 // keys and values of earlier ones in place, so blocks follow one another.
 constexpr int64_t kBlockRows = 256;
 // Elements that one more thread must be given to pay for waking it.
-constexpr int64_t kGrainElements = 64 << 10;
+constexpr int64_t kGrainElements = 16 << 10;
 
 int64_t GrainRows(int64_t elements_per_row) {
   return std::max<int64_t>(1, kGrainElements / elements_per_row);
