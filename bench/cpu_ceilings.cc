@@ -67,7 +67,7 @@ double ReadBandwidth(int threads) {
   ThreadPool pool(threads);
   std::vector<uint64_t> sums(threads);
   double best = 0;
-  for (int pass = 0; pass < 7; ++pass) {
+  for (int pass = 0; pass < 25; ++pass) {
     const double seconds = Seconds([&] {
       pool.ParallelFor(kWords / 32, 1, [&](int64_t begin, int64_t end, int thread) {
         sums[thread] ^= XorAll(data.data() + begin * 32, (end - begin) * 32);
