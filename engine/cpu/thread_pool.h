@@ -10,9 +10,9 @@
 
 namespace photon {
 
-// Threads block while there is nothing to do, so that a shared machine keeps its cores; between loops
-// that follow at once they wait busily for a moment.
-// ParallelFor is called by one thread at a time.
+// Threads block while there is nothing to do, so that a shared machine keeps its cores; between
+// loops that follow at once they wait busily for a moment. ParallelFor is called by one thread at a
+// time.
 class ThreadPool {
  public:
   // num_threads >= 1 counts the calling thread.
