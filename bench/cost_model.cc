@@ -40,8 +40,8 @@ Cost DecodeCost(const ModelConfig& config, GenerationMode mode, int element_byte
   Sum sum;
   for (int i = 0; i <= top; ++i) {
     const LevelConfig& level = config.levels[i];
-    const double groups = meta / config.tokens_per_unit(i);  // of this level, in a meta-context
-    const double sequential = parallel ? 1 : groups;         // of them, one after another
+    const int groups = meta / config.tokens_per_unit(i);  // of this level, in a meta-context
+    const int sequential = parallel ? 1 : groups;         // of them, one after another
     sum.Add(ConverterWeights(level), groups, sequential);
     sum.Add(StackWeights(level.decoder), groups * (level.converter_width + level.chunk_size - 1),
             sequential * level.chunk_size);
@@ -59,8 +59,8 @@ Cost PrefillCost(const ModelConfig& config, int element_bytes) {
   const int meta = config.meta_tokens();
   Sum sum;
   for (int i = 0; i < config.num_levels(); ++i) {
-    sum.Add(StackWeights(config.levels[i].encoder) + ChunkerWeights(config, i),
-            meta / config.tokens_per_unit(i), 1);
+    const int groups = meta / config.tokens_per_unit(i);
+    sum.Add(StackWeights(config.levels[i].encoder) + ChunkerWeights(config, i), groups, 1);
   }
   return sum.PerToken(meta, element_bytes);
 }
