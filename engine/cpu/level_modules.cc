@@ -36,6 +36,7 @@ Chunker<T>::Chunker(const ChunkerConfig& config, const ChunkerWeights& weights, 
   linear_ = PackWithBias<T>(weights.weight, weights.bias, context.pool);
   act_stride_ = ActStride(int64_t{chunk_size} * unit_width);
   act_ = AlignedBuffer<T>(max_rows * act_stride_);
+  normalised_.resize(int64_t{chunk_size} * unit_width);
 }
 
 template <typename T>
@@ -45,7 +46,6 @@ void Chunker<T>::Forward(const float* units, int n, float* out) {
     std::copy_n(units, n * in_width, out);
     return;
   }
-  std::vector<float> normalised(in_width);
   for (int r = 0; r < n; ++r) {
     const float* row = units + r * in_width;
     T* act = act_.data() + r * act_stride_;
@@ -56,9 +56,9 @@ void Chunker<T>::Forward(const float* units, int n, float* out) {
       case ChunkerConfig::InNorm::kUnit:
         for (int c = 0; c < chunk_size_; ++c) {
           context_.float_kernels.rms_norm(row + c * unit_width_, in_norm_.data(), unit_width_,
-                                          norm_eps_, normalised.data() + c * unit_width_);
+                                          norm_eps_, normalised_.data() + c * unit_width_);
         }
-        context_.kernels.convert(normalised.data(), in_width, act);
+        context_.kernels.convert(normalised_.data(), in_width, act);
         break;
       case ChunkerConfig::InNorm::kConcat:
         context_.kernels.rms_norm(row, in_norm_.data(), in_width, norm_eps_, act);

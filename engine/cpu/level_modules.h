@@ -28,7 +28,8 @@ class Chunker {
   std::vector<float> in_norm_, out_norm_;
   Linear<T> linear_;
   int64_t act_stride_ = 0;
-  AlignedBuffer<T> act_;  // [max_rows, act_stride_]
+  AlignedBuffer<T> act_;           // [max_rows, act_stride_]
+  std::vector<float> normalised_;  // one row, normalised unit by unit
 };
 
 template <typename T>
