@@ -38,18 +38,25 @@ struct Sampling {
 
 // One sequence's part in a step. Spans are borrowed until Step() returns.
 struct Row {
-  // Tokens that `pages` already hold: a multiple of meta_tokens. The last of them must be the
-  // newest ones written to their page (the page keeps one top state). To start from an earlier
-  // boundary of a page, give the meta-context before that boundary again as input.
+  // Tokens that `pages` already hold: a multiple of meta_tokens. A row without whole meta-contexts
+  // of input decodes on from its last page's top state, of which a page keeps one: the cached
+  // tokens must end with the newest ones written there. To start from an earlier boundary of a
+  // page, give the meta-context before that boundary again as input.
   int cached_tokens = 0;
   // The tokens after them. Whole meta-contexts extend the cache. A shorter tail is *forced*:
   // decoding starts with those tokens in their slots. Without `decode` there may be no tail.
   std::span<const TokenId> input;
   // Cover cached tokens, whole meta-contexts of input and, with `decode`, the meta-context decoded.
+  // What follows is not looked at. The row *writes* the pages of all but the cached tokens, and
+  // *reads* the others.
   std::span<const PageId> pages;
   // False: only extend the cache.
   bool decode = true;
-  // A meta-context that starts with forced tokens decodes in kExact whatever this says.
+  // A meta-context that starts with forced tokens decodes in kExact whatever this says. kExact and
+  // kHierGen leave in the pages what the same tokens given as input leave, so their sequences can
+  // be rebuilt from tokens. kRecGen leaves its predictions, of the top level alone: such pages
+  // stand for no tokens but their own sequence's, and where a level below the top is `global` only
+  // kRecGen without whole meta-contexts of input may go on from them.
   GenerationMode mode = GenerationMode::kExact;
   Sampling sampling;
   // Empty, or [meta_tokens, vocab_size]: receives the logits of every slot decoded, forced ones
@@ -107,12 +114,17 @@ class Engine {
 
   virtual const EngineShape& shape() const = 0;
 
-  // Does `copies` in order, then extends each row's pages by its whole meta-contexts of input, then
-  // decodes rows that want it to the next boundary and extends their pages by what they decoded.
-  // No page may be written by two rows of a step; reading a page that another row only reads is
-  // fine.
+  // First makes all of `copies`, then extends each row's pages by its whole meta-contexts of input,
+  // then decodes rows that want it to the next boundary and extends their pages by what they
+  // decoded.
   //
-  // kInvalidArgument: a row breaks shape(); nothing was computed.
+  // Copies happen as if at once: no page is the target of two, or both a target and a source. They
+  // see pages as they were before the step, whatever its rows write, and its rows see them done.
+  // A page that a row writes occurs once among the pages that the step's rows write and read. Any
+  // number of rows may read one page.
+  //
+  // kInvalidArgument: `copies` or a row break these rules or shape(); nothing was done. What rows
+  // only read may go unchecked, see StepValidator.
   // kInternal: the device failed; all pages are lost.
   // Called by one thread at a time.
   virtual absl::Status Step(std::span<const PageCopy> copies, std::span<const Row> rows,

@@ -84,9 +84,14 @@ std::optional<int> ParseFlags(int argc, char** argv, Options& options) {
   AddFlag(app, "Engine", "compute", options.engine.compute, "Arithmetic: bf16 or f32")
       ->transform(CLI::CheckedTransformer(computes, CLI::ignore_case))
       ->default_str("bf16");
-  AddFlag(app, "Engine", "kv-memory", options.engine.kv_bytes,
-          "Memory of the latent cache: bytes, or with a unit as in 512MiB")
-      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false));
+  std::string kv_memory = "1GiB";
+  AddFlag(app, "Engine", "kv-memory", kv_memory,
+          "Memory of the latent cache, taken as it is first used: bytes as in 512MiB, or a share "
+          "as in 60% of what is free once the weights are loaded (on the CPU: MemAvailable, or "
+          "what the control group leaves)")
+      ->check([](const std::string& text) {
+        return std::string(MemoryBudget::Parse(text).status().message());
+      });
   AddFlag(app, "Engine", "page-tokens", options.engine.page_tokens, "Tokens of a cache page");
   AddFlag(app, "Engine", "max-rows", options.engine.max_rows, "Sequences that run at a time");
   AddFlag(app, "Engine", "max-prefill-tokens", options.engine.max_prefill_tokens,
@@ -132,6 +137,7 @@ std::optional<int> ParseFlags(int argc, char** argv, Options& options) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kExitDrained : kExitUsage;
   }
+  options.engine.kv_memory = *MemoryBudget::Parse(kv_memory);
   options.server.drain_timeout = std::chrono::seconds(drain_timeout_s);
   if (options.model_name.empty()) {
     options.model_name =

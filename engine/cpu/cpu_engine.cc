@@ -1,11 +1,15 @@
 #include "engine/cpu/cpu_engine.h"
 
 #include <algorithm>
+#include <new>
+#include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "engine/cpu/hierarchical_encoder.h"
+#include "engine/cpu/host_memory.h"
 #include "engine/cpu/recursive_decoder.h"
 #include "engine/validate_step.h"
 
@@ -21,25 +25,40 @@ BatchLimits Limits(const ModelConfig& config, const EngineShape& shape) {
           .max_encode_tokens = std::max(1, kEncodeTokens / meta) * meta};
 }
 
+// The weights, packed, and what computes with them.
+template <typename T>
+struct PackedModel {
+  PackedModel(const Checkpoint& checkpoint, const BatchLimits& limits, int threads, Isa isa)
+      : pool(threads),
+        context{KernelsFor<T>(isa), KernelsFor<float>(isa), pool},
+        model(checkpoint.config(), checkpoint.weights(), limits, context) {}
+
+  ThreadPool pool;
+  CpuContext<T> context;
+  CpuModel<T> model;
+};
+
 template <typename T>
 class CpuEngine final : public Engine {
  public:
-  CpuEngine(const Checkpoint& checkpoint, const EngineShape& shape, const PageLayout& layout,
-            int threads, Isa isa)
+  CpuEngine(std::unique_ptr<PackedModel<T>> packed, const EngineShape& shape,
+            const PageLayout& layout, const BatchLimits& limits)
       : shape_(shape),
-        pool_(threads),
-        context_{KernelsFor<T>(isa), KernelsFor<float>(isa), pool_},
-        model_(checkpoint.config(), checkpoint.weights(), Limits(checkpoint.config(), shape),
-               context_),
-        pages_(layout, shape.num_pages, checkpoint.config().levels.back().encoder.hidden_size),
-        encoder_(model_, pages_, Limits(checkpoint.config(), shape)),
-        decoder_(model_, pages_, Limits(checkpoint.config(), shape), context_) {}
+        validator_(shape),
+        packed_(std::move(packed)),
+        pages_(layout, shape.num_pages, packed_->model.config().levels.back().encoder.hidden_size),
+        encoder_(packed_->model, pages_, limits),
+        decoder_(packed_->model, pages_, limits, packed_->context),
+        decode_rows_(shape.max_rows, DecodeRow(shape.meta_tokens)) {
+    jobs_.reserve(shape.max_rows);
+    reencoded_.reserve(int64_t{shape.max_rows} * shape.meta_tokens);
+  }
 
   const EngineShape& shape() const override { return shape_; }
 
   absl::Status Step(std::span<const PageCopy> copies, std::span<const Row> rows,
                     TokenSink& sink) override {
-    if (absl::Status status = ValidateStep(shape_, copies, rows); !status.ok()) return status;
+    if (absl::Status status = validator_.Validate(copies, rows); !status.ok()) return status;
     for (const PageCopy& copy : copies) pages_.Copy(copy.from, copy.to);
     Prefill(rows);
     Decode(rows, sink);
@@ -51,60 +70,109 @@ class CpuEngine final : public Engine {
     return static_cast<int>(row.input.size()) / shape_.meta_tokens * shape_.meta_tokens;
   }
 
+  // With a single level there is nothing to predict in parallel.
+  bool IsExact(const Row& row) const {
+    return row.mode == GenerationMode::kExact || row.input.size() % shape_.meta_tokens != 0 ||
+           packed_->model.config().num_levels() == 1;
+  }
+
   void Prefill(std::span<const Row> rows) {
-    std::vector<EncodeJob> jobs;
+    jobs_.clear();
     for (const Row& row : rows) {
       const int whole = WholeTokens(row);
-      if (whole > 0) jobs.push_back({row.input.first(whole), row.cached_tokens, row.pages.data()});
+      if (whole > 0) jobs_.push_back({row.input.first(whole), row.cached_tokens, row.pages.data()});
     }
-    encoder_.Encode(jobs);
+    encoder_.Encode(jobs_);
   }
 
   void Decode(std::span<const Row> rows, TokenSink& sink) {
-    std::vector<DecodeRow> exact, parallel;
-    for (size_t i = 0; i < rows.size(); ++i) {
-      const Row& row = rows[i];
-      if (!row.decode) continue;
-      const int whole = WholeTokens(row);
-      const int64_t first_token = row.cached_tokens + whole;
-      const float* condition = first_token == 0 ? model_.start_latent().data()
-                                                : pages_.Latent(row.pages.data(), first_token - 1);
-      const std::span<const TokenId> forced = row.input.subspan(whole);
-      // With a single level there is nothing to predict in parallel.
-      const bool is_exact = row.mode == GenerationMode::kExact || !forced.empty() ||
-                            model_.config().num_levels() == 1;
-      (is_exact ? exact : parallel)
-          .emplace_back(row, static_cast<int>(i), first_token, forced, condition,
-                        shape_.meta_tokens);
-    }
+    const std::span<DecodeRow> all(decode_rows_);
+    const size_t num_exact = BeginDecoding(rows, true, all);
+    const std::span<DecodeRow> exact = all.first(num_exact);
+    const std::span<DecodeRow> parallel =
+        all.subspan(num_exact, BeginDecoding(rows, false, all.subspan(num_exact)));
     if (!exact.empty()) decoder_.DecodeExact(exact, sink);
     if (parallel.empty()) return;
     decoder_.DecodeParallel(parallel, sink);
     Reencode(parallel);
   }
 
+  // Takes the rows that decode in kExact, or those that do not, into the front of `out`; returns
+  // how many they are.
+  size_t BeginDecoding(std::span<const Row> rows, bool is_exact, std::span<DecodeRow> out) {
+    size_t count = 0;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const Row& row = rows[i];
+      if (!row.decode || IsExact(row) != is_exact) continue;
+      const int whole = WholeTokens(row);
+      const int64_t first_token = row.cached_tokens + whole;
+      const float* condition = first_token == 0 ? packed_->model.start_latent().data()
+                                                : pages_.Latent(row.pages.data(), first_token - 1);
+      out[count++].Begin(row, static_cast<int>(i), first_token, row.input.subspan(whole),
+                         condition);
+    }
+    return count;
+  }
+
   // kHierGen rows go on from their tokens' real states.
   void Reencode(std::span<const DecodeRow> rows) {
-    std::vector<std::vector<TokenId>> tokens;
-    std::vector<EncodeJob> jobs;
-    tokens.reserve(rows.size());
+    jobs_.clear();
+    reencoded_.clear();
     for (const DecodeRow& row : rows) {
       if (row.ended || row.row->mode != GenerationMode::kHierGen) continue;
-      std::vector<TokenId>& ids = tokens.emplace_back();
-      for (const SampledLogits& sampled : row.tokens) ids.push_back(sampled.token);
-      jobs.push_back({ids, row.first_token, row.row->pages.data()});
+      const size_t first = reencoded_.size();
+      for (const SampledLogits& sampled : row.tokens) reencoded_.push_back(sampled.token);
+      // The reserved memory does not move while it grows.
+      jobs_.push_back(
+          {std::span(reencoded_).subspan(first), row.first_token, row.row->pages.data()});
     }
-    encoder_.Encode(jobs);
+    encoder_.Encode(jobs_);
   }
 
   EngineShape shape_;
-  ThreadPool pool_;
-  CpuContext<T> context_;
-  CpuModel<T> model_;
+  StepValidator validator_;
+  std::unique_ptr<PackedModel<T>> packed_;
   LatentPages<T> pages_;
   HierarchicalEncoder<T> encoder_;
   RecursiveDecoder<T> decoder_;
+  // Of the step that runs; kept, so that a step allocates nothing.
+  std::vector<DecodeRow> decode_rows_;  // [max_rows]
+  std::vector<EncodeJob> jobs_;
+  std::vector<TokenId> reencoded_;
 };
+
+// `shape` lacks the number of pages: what a share of memory comes to is known once the weights are
+// packed.
+template <typename T>
+absl::StatusOr<std::unique_ptr<Engine>> PackAndAllocate(const Checkpoint& checkpoint,
+                                                        const CpuEngineOptions& options,
+                                                        EngineShape shape, const PageLayout& layout,
+                                                        int threads, Isa isa) {
+  const BatchLimits limits = Limits(checkpoint.config(), shape);
+  auto packed = std::make_unique<PackedModel<T>>(checkpoint, limits, threads, isa);
+  int64_t free_bytes = 0;
+  if (options.kv_memory.is_share()) {
+    const absl::StatusOr<int64_t> free = FreeHostMemory();
+    if (!free.ok()) return free.status();
+    free_bytes = *free;
+  }
+  const int64_t bytes = options.kv_memory.Resolve(free_bytes);
+  shape.num_pages = static_cast<int>(std::min<int64_t>(bytes / layout.page_bytes, INT32_MAX));
+  const auto exhausted = [&](const std::string& problem) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "kv_memory of ", options.kv_memory.ToString(),
+        options.kv_memory.is_share() ? absl::StrCat(" (", bytes, " bytes)") : "", ": ", problem));
+  };
+  if (shape.num_pages < 1) {
+    return exhausted(absl::StrCat("a page of ", layout.page_tokens, " tokens takes ",
+                                  layout.page_bytes, " bytes"));
+  }
+  try {
+    return std::make_unique<CpuEngine<T>>(std::move(packed), shape, layout, limits);
+  } catch (const std::bad_alloc&) {
+    return exhausted("the system does not allot that much");
+  }
+}
 
 absl::Status CheckAtLeast(const char* name, int64_t minimum, int64_t value) {
   if (value >= minimum) return absl::OkStatus();
@@ -119,11 +187,17 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateCpuEngine(const Checkpoint& checkp
   const ModelConfig& config = checkpoint.config();
   const int meta = config.meta_tokens();
   for (const absl::Status& status :
-       {CheckAtLeast("threads", 0, options.threads), CheckAtLeast("kv_bytes", 1, options.kv_bytes),
+       {CheckAtLeast("threads", 0, options.threads),
         CheckAtLeast("page_tokens", 1, options.page_tokens),
         CheckAtLeast("max_rows", 1, options.max_rows),
         CheckAtLeast("max_prefill_tokens", meta, options.max_prefill_tokens)}) {
     if (!status.ok()) return status;
+  }
+  if (!options.kv_memory.is_valid()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("CpuEngineOptions.kv_memory: must be at least one byte, or above 0% and up to "
+                     "100%, got ",
+                     options.kv_memory.ToString()));
   }
   const Isa isa = options.isa.value_or(BestIsa());
   if (!IsaSupported(isa)) {
@@ -136,12 +210,6 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateCpuEngine(const Checkpoint& checkp
 
   const PageLayout layout(config, (options.page_tokens + meta - 1) / meta * meta,
                           is_bf16 ? sizeof(BFloat16) : sizeof(float));
-  const int64_t num_pages = std::min<int64_t>(options.kv_bytes / layout.page_bytes, INT32_MAX);
-  if (num_pages < 1) {
-    return absl::ResourceExhaustedError(absl::StrCat("kv_bytes: a page of ", layout.page_tokens,
-                                                     " tokens takes ", layout.page_bytes,
-                                                     " bytes, got ", options.kv_bytes));
-  }
   EngineShape shape{
       .device = absl::StrCat("cpu (", IsaName(isa), ", ", is_bf16 ? "bf16" : "fp32", ", ", threads,
                              threads == 1 ? " thread)" : " threads)"),
@@ -149,17 +217,14 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateCpuEngine(const Checkpoint& checkp
       .meta_tokens = meta,
       .max_context = config.max_context,
       .page_tokens = layout.page_tokens,
-      .num_pages = static_cast<int>(num_pages),
       .page_bytes = layout.page_bytes,
       .max_rows = options.max_rows,
       .max_prefill_tokens = options.max_prefill_tokens,
       .modes = {GenerationMode::kExact, GenerationMode::kHierGen},
   };
   if (config.num_levels() > 1) shape.modes.push_back(GenerationMode::kRecGen);
-  if (is_bf16) {
-    return std::make_unique<CpuEngine<BFloat16>>(checkpoint, shape, layout, threads, isa);
-  }
-  return std::make_unique<CpuEngine<float>>(checkpoint, shape, layout, threads, isa);
+  return is_bf16 ? PackAndAllocate<BFloat16>(checkpoint, options, shape, layout, threads, isa)
+                 : PackAndAllocate<float>(checkpoint, options, shape, layout, threads, isa);
 }
 
 }  // namespace photon

@@ -8,6 +8,7 @@
 #include "absl/status/statusor.h"
 #include "engine/cpu/kernels.h"
 #include "engine/engine.h"
+#include "engine/memory_budget.h"
 #include "engine/model/checkpoint.h"
 
 namespace photon {
@@ -18,17 +19,21 @@ struct CpuEngineOptions {
     kF32,   // fp32 throughout
   };
   Compute compute = Compute::kBF16;
-  int threads = 0;                      // 0: one per processor
-  int64_t kv_bytes = int64_t{1} << 30;  // memory of the latent pool; used as it is written
-  int page_tokens = 256;                // rounded up to whole meta-contexts
-  int max_rows = 64;                    // rows of one step
-  int max_prefill_tokens = 2048;        // of one step, at least one meta-context
-  std::optional<Isa> isa;               // absent: the best of this processor
+  int threads = 0;  // 0: one per processor
+  // The latent pool: one allocation, made at the start. The system hands out its memory as pages
+  // are first written, so a pool costs what has been used of it at most. A share is one of
+  // FreeHostMemory() once the weights are packed.
+  MemoryBudget kv_memory = MemoryBudget::Bytes(int64_t{1} << 30);
+  int page_tokens = 256;          // rounded up to whole meta-contexts
+  int max_rows = 64;              // rows of one step
+  int max_prefill_tokens = 2048;  // of one step, at least one meta-context
+  std::optional<Isa> isa;         // absent: the best of this processor
 };
 
 // Packs the weights; `checkpoint` must outlive the engine.
 // kInvalidArgument: an option out of range, or an instruction set that this processor lacks.
-// kResourceExhausted: kv_bytes hold no page, saying how many bytes one takes.
+// kResourceExhausted: kv_memory holds no page, saying how many bytes one takes, or is more than the
+// system allots. kUnavailable: kv_memory is a share and the system does not say what is free.
 absl::StatusOr<std::unique_ptr<Engine>> CreateCpuEngine(const Checkpoint& checkpoint,
                                                         const CpuEngineOptions& options);
 

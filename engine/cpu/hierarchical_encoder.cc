@@ -30,16 +30,16 @@ HierarchicalEncoder<T>::HierarchicalEncoder(CpuModel<T>& model, LatentPages<T>& 
 template <typename T>
 void HierarchicalEncoder<T>::Encode(std::span<const EncodeJob> jobs) {
   const int meta = model_.config().meta_tokens();
-  std::vector<MetaContext> metas;
+  metas_.clear();
   for (const EncodeJob& job : jobs) {
     for (size_t t = 0; t < job.tokens.size(); t += meta) {
-      metas.push_back(
+      metas_.push_back(
           {job.tokens.data() + t, job.first_token + static_cast<int64_t>(t), job.pages});
     }
   }
-  for (size_t begin = 0; begin < metas.size(); begin += max_metas_) {
-    const size_t count = std::min<size_t>(max_metas_, metas.size() - begin);
-    EncodeBatch(std::span(metas).subspan(begin, count));
+  for (size_t begin = 0; begin < metas_.size(); begin += max_metas_) {
+    const size_t count = std::min<size_t>(max_metas_, metas_.size() - begin);
+    EncodeBatch(std::span<const MetaContext>(metas_).subspan(begin, count));
   }
 }
 

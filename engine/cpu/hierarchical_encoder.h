@@ -40,6 +40,8 @@ class HierarchicalEncoder {
   int max_metas_;                        // of one batch
   std::vector<KvWindows<T>> blocks_;     // per level with block span: one per block of the batch
   AlignedBuffer<float> units_, states_;  // of the level below, and of this level
+  // Of the call that runs; kept, so that it allocates nothing.
+  std::vector<MetaContext> metas_;
   std::vector<StackRow<T>> rows_;
 };
 

@@ -14,15 +14,15 @@ bool IsForced(const DecodeRow& row, int slot) {
 
 }  // namespace
 
-DecodeRow::DecodeRow(const Row& row, int index, int64_t first_token,
-                     std::span<const TokenId> forced, const float* condition, int meta_tokens)
-    : row(&row),
-      index(index),
-      first_token(first_token),
-      forced(forced),
-      condition(condition),
-      tokens(meta_tokens),
-      num_reported(static_cast<int>(forced.size())) {
+void DecodeRow::Begin(const Row& new_row, int new_index, int64_t new_first_token,
+                      std::span<const TokenId> new_forced, const float* new_condition) {
+  row = &new_row;
+  index = new_index;
+  first_token = new_first_token;
+  forced = new_forced;
+  condition = new_condition;
+  num_reported = static_cast<int>(forced.size());
+  ended = false;
   for (size_t slot = 0; slot < forced.size(); ++slot) tokens[slot].token = forced[slot];
 }
 
@@ -64,10 +64,10 @@ void RecursiveDecoder<T>::DecodeExact(std::span<DecodeRow> rows, TokenSink& sink
   for (size_t r = 0; r < rows.size(); ++r) {
     std::copy_n(rows[r].condition, width, conditions_.data() + r * width);
   }
-  std::vector<int> alive(rows.size());
-  std::iota(alive.begin(), alive.end(), 0);
-  DecodeGroup(top, rows, alive, 0, conditions_.data(), sink);
-  FoldTop(rows, alive);
+  lanes_.resize(rows.size());
+  std::iota(lanes_.begin(), lanes_.end(), 0);
+  DecodeGroup(top, rows, lanes_, 0, conditions_.data(), sink);
+  FoldTop(rows, lanes_);
 }
 
 template <typename T>
@@ -80,7 +80,7 @@ void RecursiveDecoder<T>::DecodeGroup(int i, std::span<DecodeRow> rows, std::vec
   Level& level = levels_[i];
 
   // Rows with a token to predict in this group; the others only need their children encoded.
-  std::vector<int> predicting;
+  std::vector<int>& predicting = level.predicting;
   const auto select_predicting = [&] {
     predicting.clear();
     const int last_slot = slot + chunk_size * unit_tokens - 1;
@@ -93,11 +93,11 @@ void RecursiveDecoder<T>::DecodeGroup(int i, std::span<DecodeRow> rows, std::vec
   for (int j = 0; j < chunk_size && !alive.empty(); ++j) {
     const int unit_slot = slot + j * unit_tokens;
     if (i == 0) {
-      std::vector<SlotRef> wanted;
+      slots_.clear();
       for (int r : alive) {
-        if (!IsForced(rows[r], unit_slot)) wanted.push_back({r, &rows[r], unit_slot});
+        if (!IsForced(rows[r], unit_slot)) slots_.push_back({r, &rows[r], unit_slot});
       }
-      Sample(wanted);
+      Sample(slots_);
       for (int r : alive) {
         Report(rows[r], unit_slot + 1, sink);
         model_.EmbedForEncoder(rows[r].tokens[unit_slot].token,
@@ -139,7 +139,8 @@ void RecursiveDecoder<T>::DecodeParallel(std::span<DecodeRow> rows, TokenSink& s
 
   // Above the tokens: each level's predictions are its own content and the level below's
   // conditions.
-  std::vector<int> lanes(num_rows);
+  std::vector<int>& lanes = lanes_;
+  lanes.resize(num_rows);
   std::iota(lanes.begin(), lanes.end(), 0);
   for (int i = top; i > 0; --i) {
     const int chunk_size = config.levels[i].chunk_size;
@@ -166,13 +167,13 @@ void RecursiveDecoder<T>::DecodeParallel(std::span<DecodeRow> rows, TokenSink& s
   const int chunk_size = config.levels[0].chunk_size, width0 = decoder_width(0);
   const int groups_per_row = config.meta_tokens() / chunk_size;
   Prime(0, lanes, conditions_.data());
-  std::vector<SlotRef> slots;
   for (int j = 0; j < chunk_size && !lanes.empty(); ++j) {
-    slots.clear();
+    slots_.clear();
     for (int lane : lanes) {
-      slots.push_back({lane, &rows[lane / groups_per_row], lane % groups_per_row * chunk_size + j});
+      slots_.push_back(
+          {lane, &rows[lane / groups_per_row], lane % groups_per_row * chunk_size + j});
     }
-    Sample(slots);
+    Sample(slots_);
     // Text order: the first group's tokens as they come, the rest when the last slot is done.
     const int end = j + 1 < chunk_size ? j + 1 : config.meta_tokens();
     for (DecodeRow& row : rows) {
@@ -188,7 +189,8 @@ void RecursiveDecoder<T>::DecodeParallel(std::span<DecodeRow> rows, TokenSink& s
     Advance(0, lanes, j, embeddings_.data(), width0);
   }
 
-  std::vector<int> advancing;
+  std::vector<int>& advancing = lanes_;
+  advancing.clear();
   for (int r = 0; r < num_rows; ++r) {
     if (!rows[r].ended && rows[r].row->mode == GenerationMode::kRecGen) advancing.push_back(r);
   }
@@ -300,13 +302,13 @@ void RecursiveDecoder<T>::Sample(std::span<const SlotRef> slots) {
 template <typename T>
 void RecursiveDecoder<T>::Report(DecodeRow& row, int end, TokenSink& sink) {
   if (end <= row.num_reported) return;
-  std::vector<SampledToken> tokens;
+  reported_.clear();
   for (int slot = row.num_reported; slot < end; ++slot) {
     const SampledLogits& sampled = row.tokens[slot];
-    tokens.push_back({sampled.token, sampled.logprob, sampled.top});
+    reported_.push_back({sampled.token, sampled.logprob, sampled.top});
   }
   row.num_reported = end;
-  row.ended = !sink.OnTokens(row.index, tokens);
+  row.ended = !sink.OnTokens(row.index, reported_);
 }
 
 template class RecursiveDecoder<float>;

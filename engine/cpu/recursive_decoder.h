@@ -13,7 +13,7 @@
 
 namespace photon {
 
-// A row that decodes, and what it has decoded so far.
+// A row that decodes, and what it has decoded so far. Used for one row after another.
 struct DecodeRow {
   const Row* row = nullptr;
   int index = 0;                      // in the step's rows
@@ -24,9 +24,10 @@ struct DecodeRow {
   int num_reported = 0;               // slots that the sink has seen, or that were forced
   bool ended = false;                 // the sink wants no more
 
-  // `condition` is borrowed.
-  DecodeRow(const Row& row, int index, int64_t first_token, std::span<const TokenId> forced,
-            const float* condition, int meta_tokens);
+  explicit DecodeRow(int meta_tokens) : tokens(meta_tokens) {}
+  // Spans and `condition` are borrowed.
+  void Begin(const Row& row, int index, int64_t first_token, std::span<const TokenId> forced,
+             const float* condition);
 };
 
 template <typename T>
@@ -51,8 +52,9 @@ class RecursiveDecoder {
   struct Level {
     KvWindows<T> windows;              // decoder positions of each lane
     AlignedBuffer<float> predictions;  // [lanes, D_{l-1}] newest Y[l-1]
-    AlignedBuffer<float> units;  // [max_rows, C_l, chunker unit width] children of the open group
-    KvWindows<T> blocks;         // block span: the open block of each row's encoder
+    AlignedBuffer<float> units;   // [max_rows, C_l, chunker unit width] children of the open group
+    KvWindows<T> blocks;          // block span: the open block of each row's encoder
+    std::vector<int> predicting;  // rows with a token to predict in the open group
   };
 
   // One slot whose logits are wanted.
@@ -89,6 +91,10 @@ class RecursiveDecoder {
   LatentPages<T>& pages_;
   CpuContext<T> context_;
   std::vector<Level> levels_;
+  // Lists of the step that runs; kept, so that a step allocates nothing.
+  std::vector<int> lanes_;
+  std::vector<SlotRef> slots_;
+  std::vector<SampledToken> reported_;
   std::vector<StackRow<T>> stack_rows_;
   AlignedBuffer<float> gathered_;    // inputs of a module, compact
   AlignedBuffer<float> states_;      // outputs of a module, compact

@@ -324,13 +324,13 @@ TEST(CpuEngine, RowsThatBreakTheShapeAreRefusedByName) {
     EXPECT_THAT(std::string(status.message()), HasSubstr(c.message));
   }
   const Row twice[] = {good, good};
-  EXPECT_THAT(std::string(engine->Step({}, twice, sink).message()), HasSubstr("page 0 is written"));
+  EXPECT_THAT(std::string(engine->Step({}, twice, sink).message()), HasSubstr("rows[1].pages: page 0 is written"));
 }
 
 TEST(CpuEngine, OptionsOutOfRangeAreRefusedByName) {
   const auto checkpoint = RandomCheckpoint(SmallConfigs()[0].config);
   CpuEngineOptions options = SmallOptions();
-  options.kv_bytes = 100;
+  options.kv_memory = MemoryBudget::Bytes(100);
   EXPECT_EQ(CreateCpuEngine(*checkpoint, options).status().code(),
             absl::StatusCode::kResourceExhausted);
   options = SmallOptions();

@@ -148,7 +148,7 @@ std::unique_ptr<Checkpoint> RandomCheckpoint(const ModelConfig& config, uint64_t
 CpuEngineOptions SmallOptions() {
   return {.compute = CpuEngineOptions::Compute::kF32,
           .threads = 1,
-          .kv_bytes = 4 << 20,
+          .kv_memory = MemoryBudget::Bytes(4 << 20),
           .page_tokens = 17,  // two or three meta-contexts, once rounded up
           .max_rows = 16,
           .max_prefill_tokens = 512};
