@@ -222,18 +222,13 @@ PrefixIndex::Siblings& PrefixIndex::SiblingsOf(const Node* node) {
   return node->parent == nullptr ? roots_.at(node->tenant) : node->parent->children;
 }
 
-PrefixIndex::Node* PrefixIndex::Dominator(const Node* node) {
+bool PrefixIndex::IsDominated(const Node* node) {
   const Siblings& siblings = SiblingsOf(node);
   // What begins with these tokens follows them immediately. Only equals can precede them.
-  if (const auto next = std::next(node->place);
-      next != siblings.end() && IsPrefix(node->tokens, (*next)->tokens)) {
-    return *next;
-  }
-  if (node->place != siblings.begin()) {
-    Node* const previous = *std::prev(node->place);
-    if (IsPrefix(node->tokens, previous->tokens)) return previous;
-  }
-  return nullptr;
+  const auto next = std::next(node->place);
+  return (next != siblings.end() && IsPrefix(node->tokens, (*next)->tokens)) ||
+         (node->place != siblings.begin() &&
+          IsPrefix(node->tokens, (*std::prev(node->place))->tokens));
 }
 
 PrefixIndex::Node* PrefixIndex::FindFull(const Siblings& siblings,
@@ -262,15 +257,8 @@ void PrefixIndex::StartKeeping(Node* node) {
 }
 
 void PrefixIndex::StopKeeping(Node* node) {
-  Node* const dominator = Dominator(node);
   node->eviction_place = evictable_.insert(evictable_.end(), node);
-  if (dominator == nullptr) return;
-  // Whoever used this node's tokens finds them there from now on. The parent is still kept, so the
-  // order of eviction allows it.
-  if (!dominator->kept()) {
-    evictable_.splice(evictable_.end(), evictable_, dominator->eviction_place);
-  }
-  Remove(node);
+  if (IsDominated(node)) Remove(node);
 }
 
 void PrefixIndex::Remove(Node* node) {
@@ -308,7 +296,7 @@ void PrefixIndex::CheckInvariants() const {
     int pins_below = 0;
     for (const Node* child : node.children) {
       Check(child->parent == &node && child->tenant == node.tenant, "a child has another parent");
-      Check(child->users <= node.users, "a user of a child does not use the path to it");
+      Check(child->users == 0 || node.users > 0, "a user of a child does not use the path to it");
       pins_below += child->pins;
     }
     Check(pins_below <= node.pins, "a pin does not pin the whole path");

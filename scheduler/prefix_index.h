@@ -124,15 +124,15 @@ class PrefixIndex {
   using Siblings = std::multiset<Node*, TokenOrder>;
 
   Siblings& SiblingsOf(const Node* node);
-  // A sibling that holds all that `node` holds; null: none.
-  Node* Dominator(const Node* node);
+  // Whether a sibling holds all that `node` holds.
+  bool IsDominated(const Node* node);
   // The full sibling that holds `tokens`, a full page; null: none.
   Node* FindFull(const Siblings& siblings, std::span<const TokenId> tokens) const;
   // After `node`, which is in use, has got more tokens and its place among its siblings.
   void DropDominatedBy(Node* node);
   // Moves the children of `from`, which is not kept, under `to`, and gives `from` up.
   void Merge(Node* from, Node* to);
-  // Before the first and after the last of a node's users and pins. StopKeeping may give it up.
+  // Before the first and after the last of a node's users and pins. The latter may give it up.
   void StartKeeping(Node* node);
   void StopKeeping(Node* node);
   // Gives up a leaf.

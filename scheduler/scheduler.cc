@@ -1,3 +1,4 @@
+// What comes and goes: submissions, commands, tokens and ends.
 #include "scheduler/scheduler.h"
 
 #include <algorithm>
@@ -6,59 +7,45 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "scheduler/sequence_state.h"
 
 namespace photon {
+namespace {
+
+template <typename... Parts>
+absl::Status Invalid(const Parts&... parts) {
+  return absl::InvalidArgumentError(absl::StrCat(parts...));
+}
+
+}  // namespace
 
 int MaxSequenceTokens(const EngineShape& shape) {
   return shape.max_context / shape.meta_tokens * shape.meta_tokens;
 }
 
-int PagesNeeded(const EngineShape& shape, int tokens) {
-  // Pages hold whole meta-contexts, so rounding up to a meta-context first would change nothing.
-  return (tokens + shape.page_tokens - 1) / shape.page_tokens;
-}
-
-struct Scheduler::Sequence {
-  SequenceId id{};
-  SequenceRequest request;  // the prompt has moved to `tokens`
-  std::unique_ptr<SequenceListener> listener;
-  // Prompt and output. Rows borrow it during a step while the output grows: its capacity covers
-  // max_tokens from admission on.
-  std::vector<TokenId> tokens;
-  int cached_tokens = 0;  // of `tokens`, held by `pages`; whole meta-contexts
-  std::vector<PageId> pages;
-  SequenceStats stats;
-  bool finished = false;
-
-  int max_tokens_total() const { return stats.prompt_tokens + request.max_tokens; }
-};
-
-// Hands a step's tokens to the listeners, and ends the sequences that have enough.
+// On the engine's thread: decides where a row's output ends, and passes its tokens on.
 class Scheduler::StepSink : public TokenSink {
  public:
   explicit StepSink(Scheduler* scheduler) : scheduler_(scheduler) {}
 
   bool OnTokens(int row, std::span<const SampledToken> tokens) override {
-    Sequence& sequence = *scheduler_->row_sequences_[row];
-    if (sequence.finished || tokens.empty()) return !sequence.finished;
+    Sequence& sequence = *scheduler_->step_.sequences[row];
+    if (sequence.exhausted || sequence.stop) return false;
+    if (tokens.empty()) return true;
 
-    SequenceStats& stats = sequence.stats;
-    if (!stats.first_token.has_value()) stats.first_token = scheduler_->clock_->Now();
-    const size_t room = sequence.request.max_tokens - stats.generated_tokens;
+    const SequenceRequest& request = sequence.request;
+    const int generated = sequence.num_generated() + static_cast<int>(sequence.sampled.size());
+    const size_t room = request.max_tokens - generated;
     tokens = tokens.first(std::min(tokens.size(), room));
-
-    const std::optional<size_t> end = sequence.listener->OnTokens(tokens);
-    if (end.has_value()) tokens = tokens.first(std::min(*end, tokens.size()));
-    for (const SampledToken& token : tokens) sequence.tokens.push_back(token.token);
-    stats.generated_tokens += static_cast<int>(tokens.size());
-    scheduler_->counters_.generated_tokens += static_cast<int64_t>(tokens.size());
-
-    if (end.has_value()) {
-      scheduler_->Finish(sequence, SequenceEnd::kListener);
-    } else if (stats.generated_tokens == sequence.request.max_tokens) {
-      scheduler_->Finish(sequence, SequenceEnd::kLength);
-    }
-    return !sequence.finished;
+    const auto stop = std::find_if(tokens.begin(), tokens.end(), [&](const SampledToken& token) {
+      return std::find(request.stop_tokens.begin(), request.stop_tokens.end(), token.token) !=
+             request.stop_tokens.end();
+    });
+    sequence.exhausted = stop != tokens.end() || tokens.size() == room;
+    if (stop != tokens.end()) tokens = tokens.first(stop - tokens.begin() + 1);
+    for (const SampledToken& token : tokens) sequence.sampled.push_back(token.token);
+    scheduler_->step_thread_.Publish(row, tokens, sequence.exhausted);
+    return !sequence.exhausted;
   }
 
  private:
@@ -69,31 +56,29 @@ absl::StatusOr<std::unique_ptr<Scheduler>> Scheduler::Create(Engine* engine, con
                                                              const SchedulerOptions& options) {
   const EngineShape& shape = engine->shape();
   std::vector<std::string> problems;
-  if (options.max_queue < 1) {
-    problems.push_back(absl::StrCat("max_queue: expected at least 1, got ", options.max_queue));
-  }
-  if (shape.meta_tokens < 1) {
-    problems.push_back(absl::StrCat("meta_tokens: expected at least 1, got ", shape.meta_tokens));
-  } else {
+  const auto at_least = [&](const char* name, int64_t minimum, int64_t value) {
+    if (value >= minimum) return;
+    problems.push_back(absl::StrCat(name, ": expected at least ", minimum, ", got ", value));
+  };
+  const auto percent = [&](const char* name, int value) {
+    if (value >= 0 && value <= 100) return;
+    problems.push_back(absl::StrCat(name, ": expected 0 to 100, got ", value));
+  };
+  at_least("max_queue", 1, options.max_queue);
+  percent("reserved_output_percent", options.reserved_output_percent);
+  percent("max_pinned_percent", options.max_pinned_percent);
+  at_least("max_pause", 0, options.max_pause.count());
+  at_least("meta_tokens", 1, shape.meta_tokens);
+  if (shape.meta_tokens >= 1) {
     if (shape.page_tokens < shape.meta_tokens || shape.page_tokens % shape.meta_tokens != 0) {
       problems.push_back(absl::StrCat("page_tokens: expected a multiple of meta_tokens (",
                                       shape.meta_tokens, "), got ", shape.page_tokens));
     }
-    if (shape.max_context < shape.meta_tokens) {
-      problems.push_back(absl::StrCat("max_context: expected at least meta_tokens (",
-                                      shape.meta_tokens, "), got ", shape.max_context));
-    }
-    if (shape.max_prefill_tokens < shape.meta_tokens) {
-      problems.push_back(absl::StrCat("max_prefill_tokens: expected at least meta_tokens (",
-                                      shape.meta_tokens, "), got ", shape.max_prefill_tokens));
-    }
+    at_least("max_context", shape.meta_tokens, shape.max_context);
+    at_least("max_prefill_tokens", shape.meta_tokens, shape.max_prefill_tokens);
   }
-  if (shape.num_pages < 1) {
-    problems.push_back(absl::StrCat("num_pages: expected at least 1, got ", shape.num_pages));
-  }
-  if (shape.max_rows < 1) {
-    problems.push_back(absl::StrCat("max_rows: expected at least 1, got ", shape.max_rows));
-  }
+  at_least("num_pages", 1, shape.num_pages);
+  at_least("max_rows", 1, shape.max_rows);
   if (!problems.empty()) return absl::InvalidArgumentError(absl::StrJoin(problems, "; "));
   return std::unique_ptr<Scheduler>(new Scheduler(engine, clock, options));
 }
@@ -103,10 +88,10 @@ Scheduler::Scheduler(Engine* engine, const Clock* clock, const SchedulerOptions&
       clock_(clock),
       options_(options),
       shape_(engine->shape()),
-      pages_(shape_.num_pages) {
-  running_.reserve(shape_.max_rows);
-  rows_.reserve(shape_.max_rows);
-  row_sequences_.reserve(shape_.max_rows);
+      max_pinned_pages_(
+          static_cast<int>(int64_t{shape_.num_pages} * options.max_pinned_percent / 100)),
+      pool_(shape_),
+      step_thread_(engine, clock) {
   PublishStats();
 }
 
@@ -116,73 +101,127 @@ Scheduler::~Scheduler() {
 }
 
 absl::Status Scheduler::CheckFits(const SequenceRequest& request) const {
-  const auto invalid = [](auto&&... parts) {
-    return absl::InvalidArgumentError(absl::StrCat(parts...));
-  };
   const int64_t limit = MaxSequenceTokens(shape_);
   const int64_t prompt = static_cast<int64_t>(request.prompt.size());
+  const bool is_pin = request.pin_until.has_value();
   if (prompt >= limit) {
-    return invalid("prompt: has ", prompt, " tokens; the context has ", limit,
+    return Invalid("prompt: has ", prompt, " tokens; the context has ", limit,
                    " and the output needs at least one");
   }
-  if (request.max_tokens < 1) {
-    return invalid("max_tokens: expected at least 1, got ", request.max_tokens);
+  if (is_pin && request.max_tokens != 0) {
+    return Invalid("max_tokens: expected 0 where the cache is only filled, got ",
+                   request.max_tokens);
+  }
+  if (!is_pin && request.max_tokens < 1) {
+    return Invalid("max_tokens: expected at least 1, got ", request.max_tokens);
   }
   if (prompt + request.max_tokens > limit) {
-    return invalid("max_tokens: a prompt of ", prompt, " tokens leaves ", limit - prompt,
+    return Invalid("max_tokens: a prompt of ", prompt, " tokens leaves ", limit - prompt,
                    " of the context's ", limit, ", got ", request.max_tokens);
   }
-  const int pages = PagesNeeded(shape_, static_cast<int>(prompt) + request.max_tokens);
-  if (pages > shape_.num_pages) {
-    return invalid("max_tokens: a prompt of ", prompt, " tokens and an output of ",
-                   request.max_tokens, " need ", pages, " cache pages; the server has ",
+  const int needed = PagesNeeded(shape_, static_cast<int>(prompt) + request.max_tokens);
+  if (needed > shape_.num_pages) {
+    return Invalid("max_tokens: a prompt of ", prompt, " tokens and an output of ",
+                   request.max_tokens, " need ", needed, " cache pages; the server has ",
                    shape_.num_pages);
   }
   for (size_t i = 0; i < request.prompt.size(); ++i) {
     if (request.prompt[i] < 0 || request.prompt[i] >= shape_.vocab_size) {
-      return invalid("prompt: token ", request.prompt[i], " at index ", i,
+      return Invalid("prompt: token ", request.prompt[i], " at index ", i,
                      " is not in the vocabulary of ", shape_.vocab_size);
     }
   }
   if (std::find(shape_.modes.begin(), shape_.modes.end(), request.mode) == shape_.modes.end()) {
-    return invalid("mode: this checkpoint does not allow it");
+    return Invalid("mode: this checkpoint does not allow it");
   }
   return absl::OkStatus();
 }
 
 absl::StatusOr<SequenceId> Scheduler::Submit(SequenceRequest request,
                                              std::unique_ptr<SequenceListener> listener) {
-  if (absl::Status status = CheckFits(request); !status.ok()) return status;
-  auto sequence = std::make_unique<Sequence>();
-  sequence->tokens = std::move(request.prompt);
-  sequence->request = std::move(request);
-  sequence->listener = std::move(listener);
-  sequence->stats.prompt_tokens = static_cast<int>(sequence->tokens.size());
-  sequence->stats.submitted = clock_->Now();
+  std::vector<Submission> submissions(1);
+  submissions[0] = {std::move(request), std::move(listener)};
+  const absl::StatusOr<std::vector<SequenceId>> ids = SubmitAll(std::move(submissions));
+  if (!ids.ok()) return ids.status();
+  return ids->front();
+}
 
-  std::unique_lock lock(mutex_);
-  if (failed_) return absl::UnavailableError("the engine has failed");
-  if (draining_) return absl::UnavailableError("the server is draining");
-  const int num_queued = static_cast<int>(arrivals_.size()) + published_.num_waiting;
-  if (num_queued >= options_.max_queue) {
-    ++rejected_queue_full_;
-    return absl::ResourceExhaustedError(
-        absl::StrCat("the queue is full: ", num_queued, " requests are waiting"));
+absl::StatusOr<std::vector<SequenceId>> Scheduler::SubmitAll(std::vector<Submission> submissions) {
+  const TimePoint now = clock_->Now();
+  std::vector<std::unique_ptr<Sequence>> sequences;
+  int pinned_pages = 0;
+  for (Submission& submission : submissions) {
+    if (absl::Status status = CheckFits(submission.request); !status.ok()) return status;
+    if (now >= submission.request.deadline) {
+      return absl::DeadlineExceededError("the deadline has passed");
+    }
+    auto sequence = std::make_unique<Sequence>();
+    sequence->tokens = std::move(submission.request.prompt);
+    sequence->request = std::move(submission.request);
+    sequence->listener = std::move(submission.listener);
+    sequence->stats.prompt_tokens = sequence->num_tokens();
+    sequence->stats.submitted = now;
+    if (sequence->is_pin()) pinned_pages += PagesNeeded(shape_, sequence->num_tokens());
+    sequences.push_back(std::move(sequence));
   }
-  const SequenceId id{next_id_++};
-  sequence->id = id;
-  arrivals_.push_back(std::move(sequence));
-  lock.unlock();
-  work_arrived_.notify_one();
-  return id;
+  const int count = static_cast<int>(sequences.size());
+  if (count > options_.max_queue) {
+    return Invalid("a call of ", count, " sequences; the queue takes ", options_.max_queue);
+  }
+
+  std::vector<SequenceId> ids;
+  {
+    std::lock_guard lock(mutex_);
+    if (failed_) return absl::UnavailableError("the engine has failed");
+    if (draining_) return absl::UnavailableError("the server is draining");
+    const int num_queued = static_cast<int>(arrivals_.size()) + queued_;
+    if (num_queued + count > options_.max_queue) {
+      rejected_queue_full_ += count;
+      return absl::ResourceExhaustedError(
+          absl::StrCat("the queue is full: ", num_queued, " requests are waiting"));
+    }
+    if (pinned_pages > 0 && pinned_pages_ + pinned_pages > max_pinned_pages_) {
+      return absl::ResourceExhaustedError(absl::StrCat("pins may hold ", max_pinned_pages_,
+                                                       " cache pages and hold ", pinned_pages_,
+                                                       "; this one needs ", pinned_pages));
+    }
+    pinned_pages_ += pinned_pages;
+    for (std::unique_ptr<Sequence>& sequence : sequences) {
+      sequence->id = SequenceId{next_id_++};
+      ids.push_back(sequence->id);
+      arrivals_.push_back(std::move(sequence));
+    }
+  }
+  inbox_changed_.notify_one();
+  return ids;
+}
+
+void Scheduler::Send(const Command& command) {
+  {
+    std::lock_guard lock(mutex_);
+    commands_.push_back(command);
+  }
+  inbox_changed_.notify_one();
 }
 
 void Scheduler::Cancel(SequenceId id) {
-  {
-    std::lock_guard lock(mutex_);
-    cancellations_.push_back(id);
-  }
-  work_arrived_.notify_one();
+  Send({.kind = Command::Kind::kCancel, .sequence = id});
+}
+
+void Scheduler::Pause(SequenceId id) {
+  Send({.kind = Command::Kind::kPause, .sequence = id});
+}
+
+void Scheduler::Resume(SequenceId id) {
+  Send({.kind = Command::Kind::kResume, .sequence = id});
+}
+
+void Scheduler::ExtendPin(PinId pin, TimePoint until) {
+  Send({.kind = Command::Kind::kMovePin, .pin = pin, .until = until});
+}
+
+void Scheduler::Unpin(PinId pin) {
+  ExtendPin(pin, TimePoint::min());
 }
 
 void Scheduler::Drain(TimePoint deadline) {
@@ -191,7 +230,26 @@ void Scheduler::Drain(TimePoint deadline) {
     draining_ = true;
     drain_deadline_ = deadline;
   }
-  work_arrived_.notify_one();
+  inbox_changed_.notify_one();
+}
+
+CostEstimate Scheduler::Estimate(int prompt_tokens, int max_tokens) const {
+  CostEstimate estimate;
+  const int64_t tokens = int64_t{prompt_tokens} + max_tokens;
+  if (prompt_tokens < 0 || max_tokens < 0 || tokens > MaxSequenceTokens(shape_)) return estimate;
+  estimate.pages = PagesNeeded(shape_, static_cast<int>(tokens));
+  estimate.fits = estimate.pages <= shape_.num_pages;
+
+  std::lock_guard lock(mutex_);
+  const bool has_room = load_.free_rows > 0 && estimate.pages <= load_.available_pages;
+  estimate.fits_now = estimate.fits && has_room && load_.waiting_cost == 0;
+  if (estimate.fits_now) return estimate;
+  const Duration step_time = published_.recent_step_time;
+  if (load_.step_cost > 0) {
+    estimate.expected_wait += step_time * load_.waiting_cost / load_.step_cost;
+  }
+  if (!has_room) estimate.expected_wait += step_time * load_.steps_to_next_end;
+  return estimate;
 }
 
 SchedulerStats Scheduler::stats() const {
@@ -203,62 +261,114 @@ SchedulerStats Scheduler::stats() const {
 }
 
 bool Scheduler::WaitForWork() {
+  const TimePoint wake = NextDeadline();
+  const bool has_sequences = !by_id_.empty();
   std::unique_lock lock(mutex_);
-  // Whatever waits is admitted once nothing runs, so a step with work to do always has rows.
-  const bool busy = !running_.empty() || !waiting_.empty();
-  work_arrived_.wait(lock, [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return busy || !arrivals_.empty() || !cancellations_.empty() || draining_ || failed_;
-  });
-  return !failed_ && (busy || !arrivals_.empty() || !draining_);
+  const auto has_news = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return !idle_ || !arrivals_.empty() || !commands_.empty() || draining_ || failed_;
+  };
+  if (wake == TimePoint::max()) {
+    inbox_changed_.wait(lock, has_news);
+  } else {
+    inbox_changed_.wait_for(lock, wake - clock_->Now(), has_news);
+  }
+  if (failed_) return false;
+  return !draining_ || has_sequences || !idle_ || !arrivals_.empty();
 }
 
 absl::Status Scheduler::RunStep() {
-  const TimePoint begin = clock_->Now();
   TakeInbox();
-  EndOverdue(begin);
-  Admit();
-  PlanRows(begin);
+  const TimePoint now = clock_->Now();
+  EndOverdue(now);
+  RemoveEnded();
+  Admit(/*between_steps=*/true);
+  PlanStep(now);
+  if (step_.rows.empty()) {
+    DeliverLeftOver();
+    // What ends here makes room.
+    idle_ = !RemoveEnded();
+    ended_.clear();
+    last_step_end_.reset();
+    PublishStats();
+    return absl::OkStatus();
+  }
+  idle_ = false;
+  counters_.page_copies += static_cast<int64_t>(step_.copies.size());
   PublishStats();
-  if (rows_.empty()) return absl::OkStatus();
 
-  const TimePoint step_begin = clock_->Now();
   StepSink sink(this);
-  absl::Status status = engine_->Step({}, rows_, sink);
-  const TimePoint step_end = clock_->Now();
-  if (status.ok()) status = CommitRows();
+  step_thread_.Start(step_.copies, step_.rows, &sink);
+  // While the engine computes: the step before is written out, the next one prepared.
+  DeliverLeftOver();
+  ended_.clear();
+  TakeInbox();
+  EndOverdue(clock_->Now());
+  Admit(/*between_steps=*/false);
+  TokenBatch batch;
+  std::optional<StepResult> result;
+  while (!(result = step_thread_.Wait(batch)).has_value()) Deliver(batch, step_.sequences);
+  std::swap(left_over_, batch);
+  left_over_sequences_ = step_.sequences;
+
+  absl::Status status = result->status;
+  if (status.ok()) status = Commit(*result);
   if (!status.ok()) {
     {
       std::lock_guard lock(mutex_);
       failed_ = true;
     }
+    for (Sequence* sequence : step_.sequences) sequence->in_step = false;
+    DeliverLeftOver();
     TakeInbox();
     EndEverything(SequenceEnd::kEngineFailed);
   }
-  counters_.step_time += step_end - step_begin;
-  counters_.host_time += (step_begin - begin) + (clock_->Now() - step_end);
   PublishStats();
   return status;
 }
 
 void Scheduler::TakeInbox() {
-  std::vector<SequenceId> cancellations;
+  std::vector<std::unique_ptr<Sequence>> arrivals;
+  std::vector<Command> commands;
   {
     std::lock_guard lock(mutex_);
-    for (std::unique_ptr<Sequence>& sequence : arrivals_) waiting_.push_back(std::move(sequence));
-    arrivals_.clear();
-    published_.num_waiting = static_cast<int>(waiting_.size());
-    cancellations.swap(cancellations_);
+    arrivals.swap(arrivals_);
+    commands.swap(commands_);
+    // Nobody sees them uncounted in between.
+    queued_ += static_cast<int>(arrivals.size());
+    published_.num_waiting += static_cast<int>(arrivals.size());
   }
-  if (cancellations.empty()) return;
-  std::sort(cancellations.begin(), cancellations.end());
-  const auto cancel = [&](Sequence& sequence) {
-    if (std::binary_search(cancellations.begin(), cancellations.end(), sequence.id)) {
-      Finish(sequence, SequenceEnd::kCancelled);
-    }
-  };
-  for (const auto& sequence : waiting_) cancel(*sequence);
-  for (const auto& sequence : running_) cancel(*sequence);
-  RemoveFinished();
+  for (std::unique_ptr<Sequence>& sequence : arrivals) {
+    shares_.Enter(sequence->request.tenant);
+    by_id_.emplace(sequence->id, sequence.get());
+    Enqueue(std::move(sequence));
+  }
+  for (const Command& command : commands) Obey(command);
+}
+
+void Scheduler::Obey(const Command& command) {
+  if (command.kind == Command::Kind::kMovePin) {
+    const auto pin = pins_.find(command.pin);
+    if (pin == pins_.end()) return;
+    pin->second.until = command.until;
+    if (command.until == TimePoint::min()) RemovePin(command.pin);
+    return;
+  }
+  const auto found = by_id_.find(command.sequence);
+  if (found == by_id_.end()) return;
+  Sequence& sequence = *found->second;
+  switch (command.kind) {
+    case Command::Kind::kCancel:
+      End(sequence, SequenceEnd::kCancelled);
+      return;
+    case Command::Kind::kPause:
+      if (!sequence.paused.has_value()) sequence.paused = clock_->Now();
+      return;
+    case Command::Kind::kResume:
+      sequence.paused.reset();
+      return;
+    case Command::Kind::kMovePin:
+      return;
+  }
 }
 
 void Scheduler::EndOverdue(TimePoint now) {
@@ -267,116 +377,242 @@ void Scheduler::EndOverdue(TimePoint now) {
     std::lock_guard lock(mutex_);
     drain_deadline = drain_deadline_;
   }
-  if (now >= drain_deadline) return EndEverything(SequenceEnd::kDrained);
-  const auto end_if_overdue = [&](Sequence& sequence) {
-    if (now >= sequence.request.deadline) Finish(sequence, SequenceEnd::kDeadline);
-  };
-  for (const auto& sequence : waiting_) end_if_overdue(*sequence);
-  for (const auto& sequence : running_) end_if_overdue(*sequence);
-  RemoveFinished();
-}
-
-void Scheduler::Admit() {
-  while (!waiting_.empty() && static_cast<int>(running_.size()) < shape_.max_rows) {
-    Sequence& sequence = *waiting_.front();
-    std::optional<std::vector<PageId>> pages =
-        pages_.Allocate(PagesNeeded(shape_, sequence.max_tokens_total()));
-    if (!pages.has_value()) return;
-    sequence.pages = *std::move(pages);
-    sequence.tokens.reserve(sequence.max_tokens_total());
-    counters_.prompt_tokens += sequence.stats.prompt_tokens;
-    running_.push_back(std::move(waiting_.front()));
-    waiting_.pop_front();
+  if (now >= drain_deadline) {
+    DeliverLeftOver();
+    return EndEverything(SequenceEnd::kDrained);
+  }
+  std::vector<std::pair<Sequence*, SequenceEnd>> overdue;
+  for (const auto& [id, sequence] : by_id_) {
+    if (now >= sequence->request.deadline) {
+      overdue.emplace_back(sequence, SequenceEnd::kDeadline);
+    } else if (sequence->paused.has_value() && now >= *sequence->paused + options_.max_pause) {
+      overdue.emplace_back(sequence, SequenceEnd::kStalled);
+    } else if (!sequence->running && !CanAnswer(*sequence, now)) {
+      ++counters_.rejected_deadline;
+      overdue.emplace_back(sequence, SequenceEnd::kDeadline);
+    }
+  }
+  for (const auto& [sequence, end] : overdue) End(*sequence, end);
+  while (true) {
+    const auto expired = std::find_if(pins_.begin(), pins_.end(),
+                                      [&](const auto& pin) { return now >= pin.second.until; });
+    if (expired == pins_.end()) return;
+    RemovePin(expired->first);
   }
 }
 
-void Scheduler::PlanRows(TimePoint now) {
-  rows_.clear();
-  row_sequences_.clear();
-  const int meta = shape_.meta_tokens;
-  int prefill_budget = shape_.max_prefill_tokens / meta * meta;
-  for (const auto& sequence : running_) {
-    const int uncached = static_cast<int>(sequence->tokens.size()) - sequence->cached_tokens;
-    const int whole = uncached / meta * meta;
-    const int prefill = std::min(whole, prefill_budget);
-    if (prefill == 0 && whole > 0) continue;  // its turn comes when older prompts are done
-    prefill_budget -= prefill;
-
-    Row row;
-    row.cached_tokens = sequence->cached_tokens;
-    row.decode = prefill == whole;
-    row.input = std::span<const TokenId>(sequence->tokens)
-                    .subspan(sequence->cached_tokens, row.decode ? uncached : prefill);
-    row.pages = sequence->pages;
-    row.mode = sequence->request.mode;
-    row.sampling = sequence->request.sampling;
-    rows_.push_back(row);
-    row_sequences_.push_back(sequence.get());
-
-    ++sequence->stats.steps;
-    if (!sequence->stats.first_step.has_value()) sequence->stats.first_step = now;
+// Whether a sequence that waits can have a token by its deadline, even if it is admitted now and
+// every step is as fast as the fastest of late.
+bool Scheduler::CanAnswer(const Sequence& sequence, TimePoint now) const {
+  if (sequence.request.deadline == TimePoint::max()) return true;
+  const Duration step_time = *std::min_element(last_step_times_.begin(), last_step_times_.end());
+  if (now + step_time * StepsToFirstToken(sequence.num_tokens()) <= sequence.request.deadline) {
+    return true;
   }
+  const int cached = pool_.CountCached(sequence.request.tenant, sequence.tokens);
+  return now + step_time * StepsToFirstToken(sequence.num_tokens() - cached) <=
+         sequence.request.deadline;
 }
 
-absl::Status Scheduler::CommitRows() {
-  const int meta = shape_.meta_tokens;
-  ++counters_.steps;
-  counters_.step_rows += static_cast<int64_t>(rows_.size());
-  for (size_t i = 0; i < rows_.size(); ++i) {
-    Sequence& sequence = *row_sequences_[i];
-    const int size = static_cast<int>(sequence.tokens.size());
-    const int input_end = rows_[i].cached_tokens + static_cast<int>(rows_[i].input.size());
-    if (!rows_[i].decode) {
-      sequence.cached_tokens = input_end;
+void Scheduler::Deliver(const TokenBatch& batch, const std::vector<Sequence*>& sequences) {
+  std::vector<SampledToken> tokens;
+  for (const TokenBatch::Event& event : batch.events) {
+    Sequence& sequence = *sequences[event.row];
+    if (sequence.end.has_value()) {
+      counters_.wasted_slots += event.count;
       continue;
     }
-    const int boundary = (input_end / meta + 1) * meta;  // that the row was to decode to
-    if (sequence.finished) {
-      counters_.wasted_slots += boundary - size;
-    } else if (size == boundary) {
-      sequence.cached_tokens = size;
-    } else {
-      return absl::InternalError(
-          absl::StrCat("the engine decoded row ", i, " to token ", size, ", expected ", boundary));
+    tokens.clear();
+    for (int i = event.first; i < event.first + event.count; ++i) {
+      const TokenBatch::Token& token = batch.tokens[i];
+      tokens.push_back({.token = token.id,
+                        .logprob = token.logprob,
+                        .top = std::span(batch.top).subspan(token.first_top, token.num_top)});
+    }
+    SequenceStats& stats = sequence.stats;
+    if (!stats.first_token.has_value()) stats.first_token = event.time;
+    const std::optional<size_t> wanted = sequence.listener->OnTokens(tokens);
+    const int accepted = static_cast<int>(std::min(wanted.value_or(tokens.size()), tokens.size()));
+    stats.generated_tokens += accepted;
+    counters_.generated_tokens += accepted;
+    counters_.wasted_slots += event.count - accepted;
+    if (wanted.has_value()) {
+      Finish(sequence, SequenceEnd::kListener);
+    } else if (event.last) {
+      const bool is_full = stats.generated_tokens == sequence.request.max_tokens;
+      Finish(sequence, is_full ? SequenceEnd::kLength : SequenceEnd::kStopToken);
     }
   }
-  RemoveFinished();
-  return absl::OkStatus();
 }
 
-void Scheduler::EndEverything(SequenceEnd end) {
-  const auto finish = [&](Sequence& sequence) {
-    if (!sequence.finished) Finish(sequence, end);
-  };
-  for (const auto& sequence : running_) finish(*sequence);
-  for (const auto& sequence : waiting_) finish(*sequence);
-  RemoveFinished();
+void Scheduler::Flush() {
+  DeliverLeftOver();
+  RemoveEnded();
+  PublishStats();
 }
 
+void Scheduler::DeliverLeftOver() {
+  Deliver(left_over_, left_over_sequences_);
+  left_over_.Clear();
+  left_over_sequences_.clear();
+}
+
+// The listener hears the end; the scheduler lets go of the sequence when the engine has.
 void Scheduler::Finish(Sequence& sequence, SequenceEnd end) {
-  sequence.finished = true;
+  sequence.end = end;
+  sequence.stop = true;
   sequence.stats.finished = clock_->Now();
   ++counters_.finished[static_cast<size_t>(end)];
   sequence.listener->OnFinish(end, sequence.stats);
   sequence.listener.reset();
 }
 
-void Scheduler::RemoveFinished() {
-  for (const auto& sequence : running_) {
-    if (sequence->finished) pages_.Free(sequence->pages);
+void Scheduler::End(Sequence& sequence, SequenceEnd end) {
+  if (!sequence.end.has_value() && !sequence.leaving) {
+    if (sequence.is_pin()) {
+      std::lock_guard lock(mutex_);
+      pinned_pages_ -= PagesNeeded(shape_, sequence.stats.prompt_tokens);
+    }
+    Finish(sequence, end);
   }
-  const auto is_finished = [](const std::unique_ptr<Sequence>& s) { return s->finished; };
-  std::erase_if(running_, is_finished);
-  std::erase_if(waiting_, is_finished);
+  if (!sequence.running) {
+    by_id_.erase(sequence.id);
+    shares_.Leave(sequence.request.tenant);
+    ended_.push_back(Dequeue(sequence));
+  }
+}
+
+void Scheduler::EndEverything(SequenceEnd end) {
+  std::vector<Sequence*> sequences;
+  for (const auto& [id, sequence] : by_id_) sequences.push_back(sequence);
+  std::sort(sequences.begin(), sequences.end(),
+            [](const Sequence* a, const Sequence* b) { return a->id < b->id; });
+  for (Sequence* sequence : sequences) End(*sequence, end);
+  RemoveEnded();
+}
+
+bool Scheduler::RemoveEnded() {
+  const auto is_done = [](const std::unique_ptr<Sequence>& sequence) {
+    return !sequence->in_step && (sequence->end.has_value() || sequence->leaving);
+  };
+  for (std::unique_ptr<Sequence>& sequence : running_) {
+    if (!is_done(sequence)) continue;
+    pool_.Close(sequence->table);
+    shares_.Leave(sequence->request.tenant);
+    by_id_.erase(sequence->id);
+    ended_.push_back(std::move(sequence));
+  }
+  return std::erase(running_, nullptr) > 0;
+}
+
+void Scheduler::RemovePin(PinId pin) {
+  const auto found = pins_.find(pin);
+  {
+    std::lock_guard lock(mutex_);
+    pinned_pages_ -= found->second.pages;
+  }
+  pool_.Unpin(pin);
+  pins_.erase(found);
+}
+
+absl::Status Scheduler::Commit(const StepResult& result) {
+  const int meta = shape_.meta_tokens;
+  const Duration time = result.end - result.begin;
+  last_step_times_[counters_.steps % last_step_times_.size()] = time;
+  const bool is_first = counters_.steps == 0;
+  counters_.recent_step_time = is_first ? time : (7 * counters_.recent_step_time + time) / 8;
+  recent_step_cost_ = is_first ? step_.cost : (7 * recent_step_cost_ + step_.cost) / 8;
+  counters_.step_time += time;
+  if (last_step_end_.has_value()) counters_.host_time += result.begin - *last_step_end_;
+  last_step_end_ = result.end;
+  ++counters_.steps;
+  counters_.step_rows += static_cast<int64_t>(step_.rows.size());
+
+  for (size_t i = 0; i < step_.rows.size(); ++i) {
+    Sequence& sequence = *step_.sequences[i];
+    const Row& row = step_.rows[i];
+    sequence.in_step = false;
+    const int input_end = row.cached_tokens + static_cast<int>(row.input.size());
+    const int boundary = (input_end / meta + 1) * meta;  // that a row that decodes goes to
+    int cached_end = input_end / meta * meta;
+    if (row.decode) {
+      sequence.tokens.insert(sequence.tokens.end(), sequence.sampled.begin(),
+                             sequence.sampled.end());
+      counters_.wasted_slots += boundary - sequence.num_tokens();
+      if (sequence.exhausted) {
+        sequence.leaving = true;
+      } else if (sequence.num_tokens() == boundary) {
+        cached_end = boundary;
+      } else if (!sequence.stop) {
+        return absl::InternalError(absl::StrCat("the engine decoded row ", i, " to token ",
+                                                sequence.num_tokens(), ", expected ", boundary));
+      }
+    }
+    pool_.Commit(sequence.table, sequence.tokens, cached_end, sequence.shareable_tokens);
+    if (sequence.is_pin()) CommitPin(sequence);
+  }
+  RemoveEnded();
+  return absl::OkStatus();
+}
+
+// The cache of a request that only fills it.
+void Scheduler::CommitPin(Sequence& sequence) {
+  const int meta = shape_.meta_tokens;
+  if (sequence.table.cached_tokens < sequence.num_tokens() / meta * meta) return;
+  if (sequence.end.has_value()) return;
+  const PinId pin = pool_.Pin(sequence.table);
+  pins_[pin] = {.until = *sequence.request.pin_until,
+                .pages = PagesNeeded(shape_, sequence.num_tokens())};
+  sequence.stats.pin = pin;
+  Finish(sequence, SequenceEnd::kLength);
+}
+
+// When something ends by itself, though nothing may run until then.
+TimePoint Scheduler::NextDeadline() const {
+  TimePoint next = TimePoint::max();
+  for (const auto& [id, sequence] : by_id_) {
+    next = std::min(next, sequence->request.deadline);
+    if (sequence->paused.has_value()) next = std::min(next, *sequence->paused + options_.max_pause);
+  }
+  for (const auto& [id, pin] : pins_) next = std::min(next, pin.until);
+  if (!by_id_.empty()) {
+    std::lock_guard lock(mutex_);
+    next = std::min(next, drain_deadline_);
+  }
+  return next;
 }
 
 void Scheduler::PublishStats() {
   counters_.num_running = static_cast<int>(running_.size());
-  counters_.num_waiting = static_cast<int>(waiting_.size());
-  counters_.pages_in_use = pages_.num_pages() - pages_.num_free();
-  counters_.num_pages = pages_.num_pages();
+  counters_.num_paused = 0;
+  int steps_to_next_end = 0;
+  int rows = 0;
+  for (const auto& sequence : running_) {
+    if (sequence->paused.has_value()) {
+      ++counters_.num_paused;
+      continue;
+    }
+    ++rows;
+    const int left =
+        (sequence->max_tokens_total() - sequence->num_tokens()) / shape_.meta_tokens + 1;
+    steps_to_next_end = steps_to_next_end == 0 ? left : std::min(steps_to_next_end, left);
+  }
+  counters_.num_waiting = num_waiting_;
+  counters_.pages_free = pool_.num_free();
+  counters_.pages_in_use = pool_.num_in_use();
+  counters_.pages_cached = pool_.num_cached();
+  counters_.pages_pinned = pool_.num_pinned();
+  counters_.num_pages = pool_.num_pages();
+  counters_.num_pins = pool_.num_pins();
+  counters_.evictions = pool_.evictions();
   std::lock_guard lock(mutex_);
   published_ = counters_;
+  queued_ = num_queued_;
+  load_ = {.available_pages = pool_.num_available(),
+           .free_rows = shape_.max_rows - rows,
+           .waiting_cost = waiting_cost_,
+           .step_cost = recent_step_cost_,
+           .steps_to_next_end = steps_to_next_end};
 }
 
 }  // namespace photon

@@ -3,27 +3,40 @@
 // A step decodes every running sequence to its next meta-context boundary. Sequences join and leave
 // between steps:
 //
-//   Submit --> inbox --> waiting --admission--> running --> finished
-//               |  first come, first served       |
-//           bounded, any thread           one row in each step
+//   Submit --> inbox --> waiting --admission--> running --> ended
+//               |           ^                     |   |
+//       bounded, any thread +---- preemption -----+   +-- paused: keeps its pages, skips steps
 //
-// Admission reserves the pages that a sequence can need at most, a closed form of its length
-// (PagesNeeded), or leaves it waiting: a running sequence is never ended for memory. The head of
-// the queue is never overtaken, so a large sequence is not starved by small ones.
+// Admission reserves the pages that a sequence can need at most, a closed form of its length less
+// what it shares, or leaves it waiting: by default a running sequence never waits for memory.
 //
-// Prompts are prefilled in pieces under the engine's budget of prefill tokens per step, the oldest
-// sequence first, in the same steps that decode the others: a long prompt does not stall a stream.
+// Turns, in admission and within a step: higher priorities first; then the tenant for whom the
+// least was done (TenantShares); then the earliest deadline; then first come, first served. The
+// sequence whose turn it is to be admitted is not overtaken for want of memory, so a large one is
+// not starved by small ones.
+//
+// Prompts are prefilled in pieces under the engine's budget of prefill tokens per step, in the same
+// steps that decode the others: a long prompt does not stall a stream. A prompt that begins like
+// one that is being prefilled waits for that and then takes its pages.
+//
+// The engine computes on a thread of its own (StepThread). Meanwhile the thread that called RunStep
+// hands tokens to the listeners, takes in what was submitted and admits for the next step.
 //
 // Policy is integer arithmetic on EngineShape. This folder knows no tensors, no text and no
 // network.
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
-#include <deque>
+#include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <tuple>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -31,21 +44,39 @@
 #include "absl/status/statusor.h"
 #include "engine/engine.h"
 #include "scheduler/clock.h"
-#include "scheduler/page_allocator.h"
+#include "scheduler/latent_pool.h"
 #include "scheduler/sequence.h"
+#include "scheduler/step_thread.h"
+#include "scheduler/tenant_shares.h"
 
 namespace photon {
 
 struct SchedulerOptions {
   int max_queue = 1024;  // sequences submitted and not yet running; more are refused
+  // Share of a sequence's max_tokens for which admission reserves pages. At 100 no sequence ever
+  // waits for memory once it runs. Below, the pool is over-committed: when it runs out, sequences
+  // are preempted.
+  int reserved_output_percent = 100;
+  // A tenant that holds less than its fair share of pages or rows takes them from tenants above
+  // theirs, whose newest sequences are preempted or skip steps.
+  bool preempt_for_fairness = true;
+  // Share of the pool that pins may hold.
+  int max_pinned_percent = 50;
+  Duration max_pause = std::chrono::seconds(30);  // a sequence paused for longer ends
 };
 
 // What the scheduler holds and has done; gauges first, then counters since its creation.
 struct SchedulerStats {
-  int num_running = 0;
+  int num_running = 0;  // sequences that hold pages
+  int num_paused = 0;   // of them
   int num_waiting = 0;
-  int pages_in_use = 0;
+  // Every page is in one of these states.
+  int pages_free = 0;
+  int pages_in_use = 0;  // held by running sequences, alone or together
+  int pages_cached = 0;  // held by the prefix index alone; evicted as pages are needed
+  int pages_pinned = 0;  // kept by pins, and not in use now
   int num_pages = 0;
+  int num_pins = 0;
 
   int64_t steps = 0;
   int64_t step_rows = 0;      // summed over steps
@@ -53,21 +84,37 @@ struct SchedulerStats {
   int64_t prompt_tokens_cached = 0;
   int64_t generated_tokens = 0;
   int64_t wasted_slots = 0;  // decoded after a row's output had ended inside a meta-context
+  int64_t page_copies = 0;   // of partial pages, copied on write
+  int64_t evictions = 0;     // pages that the prefix index gave up
+  int64_t preemptions = 0;
   int64_t rejected_queue_full = 0;
+  int64_t rejected_deadline = 0;                        // could not have begun to answer in time
   std::array<int64_t, kNumSequenceEnds> finished = {};  // by SequenceEnd
   Duration step_time{};                                 // spent in Engine::Step
-  Duration host_time{};  // spent between steps, waiting for work not included
+  // The engine stood still though there was work: from a step's end to the next one's begin.
+  Duration host_time{};
+  Duration recent_step_time{};  // of a step, averaged over the last ones; 0 before the first
+};
+
+// What a sequence would take, and when it would begin.
+struct CostEstimate {
+  int pages = 0;             // at most, were nothing shared
+  bool fits = false;         // it can ever run
+  bool fits_now = false;     // it would begin in the next step
+  Duration expected_wait{};  // until it begins; from the work queued and the recent speed
 };
 
 // Most tokens, prompt and output together, that a sequence may have: whole meta-contexts of the
 // engine's context.
 int MaxSequenceTokens(const EngineShape& shape);
 
-// Pages that a sequence of `tokens` tokens, prompt and output, needs at most.
-int PagesNeeded(const EngineShape& shape, int tokens);
-
 class Scheduler {
  public:
+  struct Submission {
+    SequenceRequest request;
+    std::unique_ptr<SequenceListener> listener;
+  };
+
   // `engine` and `clock` outlive the scheduler, which alone steps the engine. kInvalidArgument: the
   // engine's shape or the options make no sense; the message has every problem.
   static absl::StatusOr<std::unique_ptr<Scheduler>> Create(Engine* engine, const Clock* clock,
@@ -82,16 +129,37 @@ class Scheduler {
 
   // Queues a sequence. On an error the listener is destroyed and hears nothing.
   // kInvalidArgument: the sequence could never run; the message names the field and the limit.
-  // kResourceExhausted: the queue is full. kUnavailable: draining, or the engine failed.
+  // kResourceExhausted: the queue is full, or pins hold all that they may. kUnavailable: draining,
+  // or the engine failed. kDeadlineExceeded: the deadline has passed.
   absl::StatusOr<SequenceId> Submit(SequenceRequest request,
                                     std::unique_ptr<SequenceListener> listener);
 
-  // Ends a sequence before the next step. Sequences that have ended are ignored.
+  // Queues all of them, in this order, or none; errors as above, of the first that has one.
+  // Sequences that begin alike compute what they share once, whether they come together or apart.
+  absl::StatusOr<std::vector<SequenceId>> SubmitAll(std::vector<Submission> submissions);
+
+  // Ends a sequence before the next step. Sequences that have ended are ignored, here and below.
   void Cancel(SequenceId id);
+
+  // Leaves a sequence out of the steps from the next one on, with its pages, until Resume. For
+  // readers that do not keep up: up to two more steps' tokens may still come. After max_pause it
+  // ends with kStalled.
+  void Pause(SequenceId id);
+  void Resume(SequenceId id);
+
+  // Moves the time until which a pin holds; one in the past ends it. Unknown pins are ignored.
+  void ExtendPin(PinId pin, TimePoint until);
+  void Unpin(PinId pin);
 
   // Refuses new sequences from now on. What is queued or running goes on until `deadline` and then
   // ends with kDrained. A second call moves the deadline.
   void Drain(TimePoint deadline);
+
+  // Whether a request could be submitted at all; as Submit's kInvalidArgument.
+  absl::Status CheckFits(const SequenceRequest& request) const;
+
+  // For a sequence of so many tokens, were it submitted now.
+  CostEstimate Estimate(int prompt_tokens, int max_tokens) const;
 
   // As of the last step.
   SchedulerStats stats() const;
@@ -103,50 +171,141 @@ class Scheduler {
   bool WaitForWork();
 
   // One step: takes in what was submitted and cancelled, ends what is overdue, admits, steps the
-  // engine. Does nothing if there is nothing to do. On an error of the engine every sequence ends
-  // with kEngineFailed, and the scheduler refuses work from then on.
+  // engine. Listeners hear the tokens while the step runs, and those of its last slots during the
+  // next one: RunStep without work delivers what is left. On an error of the engine every sequence
+  // ends with kEngineFailed, and the scheduler refuses work from then on.
   absl::Status RunStep();
+
+  // Delivers what the last step left over, instead of during the next one.
+  void Flush();
 
  private:
   struct Sequence;
   class StepSink;
 
+  // What is done with sequences and pins from other threads.
+  struct Command {
+    enum class Kind : uint8_t { kCancel, kPause, kResume, kMovePin };
+    Kind kind{};
+    SequenceId sequence{};
+    PinId pin{};
+    TimePoint until;
+  };
+  struct LaneKey {
+    Priority priority{};
+    TenantId tenant{};
+    bool operator<(const LaneKey& other) const {
+      return std::tie(other.priority, tenant) < std::tie(priority, other.tenant);
+    }
+  };
+  // The sequences of one tenant and priority that wait, in turn.
+  using Turn = std::pair<TimePoint, SequenceId>;  // deadline, then order of arrival
+  using Lane = std::map<Turn, std::unique_ptr<Sequence>>;
+  struct Pin {
+    TimePoint until;
+    int pages = 0;
+  };
+  struct Step {
+    std::vector<PageCopy> copies;
+    std::vector<Row> rows;
+    std::vector<Sequence*> sequences;  // whose rows they are
+    int64_t cost = 0;
+  };
+  // How crowded it is; counted afresh for each round of admissions.
+  struct Occupancy {
+    std::array<int, kNumPriorities> by_priority = {};
+    std::map<TenantId, int> by_tenant;
+    std::vector<const Sequence*> prefilling;
+  };
+
   Scheduler(Engine* engine, const Clock* clock, const SchedulerOptions& options);
 
-  absl::Status CheckFits(const SequenceRequest& request) const;
+  // scheduler.cc: what comes and goes.
+  void Send(const Command& command);
   void TakeInbox();
+  void Obey(const Command& command);
   void EndOverdue(TimePoint now);
-  void Admit();
-  void PlanRows(TimePoint now);
-  absl::Status CommitRows();
-  void EndEverything(SequenceEnd end);
+  void Deliver(const TokenBatch& batch, const std::vector<Sequence*>& sequences);
+  void DeliverLeftOver();
   void Finish(Sequence& sequence, SequenceEnd end);
-  void RemoveFinished();
+  void End(Sequence& sequence, SequenceEnd end);
+  void EndEverything(SequenceEnd end);
+  bool RemoveEnded();  // false: none
+  void RemovePin(PinId pin);
+  absl::Status Commit(const StepResult& result);
+  void CommitPin(Sequence& sequence);
+  TimePoint NextDeadline() const;
   void PublishStats();
+
+  // scheduler_planning.cc: whose turn it is.
+  void Enqueue(std::unique_ptr<Sequence> sequence);
+  std::unique_ptr<Sequence> Dequeue(Sequence& sequence);
+  void Admit(bool between_steps);
+  Occupancy CountOccupancy() const;
+  bool HasRoom(const Occupancy& occupancy, const Sequence& sequence) const;
+  bool WaitsForPrefix(const Occupancy& occupancy, Sequence& sequence) const;
+  bool OpenTable(Sequence& sequence, bool may_preempt);
+  bool IsBlockedByPins(const Sequence& sequence) const;
+  bool MakeRoom(const Sequence& sequence);
+  void Preempt(Sequence& sequence);
+  void PlanStep(TimePoint now);
+  bool PlanRow(Sequence& sequence, int& prefill_budget, TimePoint now);
+  bool GrowTable(Sequence& sequence, int tokens);
+  int ReservedTokens(const Sequence& sequence) const;
+  int64_t CostLeft(const Sequence& sequence) const;
+  int StepsToFirstToken(int uncached) const;
+  bool CanAnswer(const Sequence& sequence, TimePoint now) const;
 
   Engine* const engine_;
   const Clock* const clock_;
   const SchedulerOptions options_;
   const EngineShape shape_;
+  const int max_pinned_pages_;
 
   // The thread that runs steps.
-  PageAllocator pages_;
-  std::deque<std::unique_ptr<Sequence>> waiting_;
-  std::vector<std::unique_ptr<Sequence>> running_;  // in order of admission
-  std::vector<Row> rows_;                           // of the step being planned or run
-  std::vector<Sequence*> row_sequences_;            // whose rows they are
+  LatentPool pool_;
+  TenantShares shares_;
+  std::map<LaneKey, Lane> waiting_;
+  std::vector<std::unique_ptr<Sequence>> running_;   // in turn, tenants aside
+  std::unordered_map<SequenceId, Sequence*> by_id_;  // waiting and running
+  std::map<PinId, Pin> pins_;
+  Step step_;             // being planned or run
+  TokenBatch left_over_;  // of the step before, for its sequences
+  std::vector<Sequence*> left_over_sequences_;
+  std::vector<std::unique_ptr<Sequence>> ended_;  // until nothing points at them any more
   SchedulerStats counters_;
+  int num_waiting_ = 0;
+  int num_queued_ = 0;        // of them, never run
+  int64_t waiting_cost_ = 0;  // of all that wait
+  int64_t recent_step_cost_ = 0;
+  std::array<Duration, 8> last_step_times_ = {};  // a ring; 0: none yet
+  std::optional<TimePoint> last_step_end_;        // while the engine is wanted
+  bool idle_ = true;                              // the last RunStep had nothing to do
 
   mutable std::mutex mutex_;
-  std::condition_variable work_arrived_;
+  std::condition_variable inbox_changed_;
   std::vector<std::unique_ptr<Sequence>> arrivals_ ABSL_GUARDED_BY(mutex_);
-  std::vector<SequenceId> cancellations_ ABSL_GUARDED_BY(mutex_);
+  std::vector<Command> commands_ ABSL_GUARDED_BY(mutex_);
   TimePoint drain_deadline_ ABSL_GUARDED_BY(mutex_) = TimePoint::max();
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   bool failed_ ABSL_GUARDED_BY(mutex_) = false;
   int64_t next_id_ ABSL_GUARDED_BY(mutex_) = 1;
+  int pinned_pages_ ABSL_GUARDED_BY(mutex_) =
+      0;  // of pins and those to come, what they share counted twice
   int64_t rejected_queue_full_ ABSL_GUARDED_BY(mutex_) = 0;
+  int queued_ ABSL_GUARDED_BY(mutex_) = 0;  // num_queued_ as of the last step
   SchedulerStats published_ ABSL_GUARDED_BY(mutex_);
+  // For Estimate, as of the last step.
+  struct Load {
+    int available_pages = 0;
+    int free_rows = 0;
+    int64_t waiting_cost = 0;
+    int64_t step_cost = 0;
+    int steps_to_next_end = 0;  // at most, of the running sequence that ends first
+  };
+  Load load_ ABSL_GUARDED_BY(mutex_);
+
+  StepThread step_thread_;  // the last member: it uses the engine
 };
 
 }  // namespace photon

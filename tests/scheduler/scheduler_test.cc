@@ -68,6 +68,7 @@ struct Harness {
     for (int i = 0; i < count; ++i) {
       const absl::Status status = scheduler->RunStep();
       ASSERT_TRUE(status.ok()) << status;
+      scheduler->Flush();
     }
   }
 
@@ -115,13 +116,13 @@ TEST(Scheduler, AdmitsOnlyWhatItsPagesCanHoldToTheEnd) {
   EngineShape shape = FakeEngine::DefaultShape();
   shape.num_pages = 4;  // 32 tokens
   Harness h(shape);
-  const auto first = h.Start(Request(Prompt(8), 9));   // 17 tokens: 3 pages
-  const auto second = h.Start(Request(Prompt(8), 1));  // 9 tokens: 2 pages, which are not free
-  const auto third = h.Start(Request(Prompt(2), 1));   // 1 page is free, but second comes first
+  const auto first = h.Start(Request(Prompt(8), 9));       // 17 tokens: 3 pages
+  const auto second = h.Start(Request(Prompt(8, 50), 1));  // 9 tokens: 2 pages; 1 is not promised
+  const auto third = h.Start(Request(Prompt(2, 90), 1));   // 1 would do, but second comes first
   h.Step();
   EXPECT_EQ(h.scheduler->stats().num_running, 1);
   EXPECT_EQ(h.scheduler->stats().num_waiting, 2);
-  EXPECT_EQ(h.scheduler->stats().pages_in_use, 3);
+  EXPECT_EQ(h.scheduler->stats().pages_in_use, 2);  // the third is promised and not yet needed
   while (!first->end.has_value()) h.Step();
   EXPECT_THAT(second->tokens, IsEmpty());
   h.Step();
@@ -170,11 +171,11 @@ TEST(Scheduler, LongPromptsDoNotStallRunningStreams) {
 
 TEST(Scheduler, PromptsShareThePrefillBudgetOldestFirst) {
   Harness h;
-  const auto a = h.Start(Request(Prompt(9), 8));   // 8 whole
-  const auto b = h.Start(Request(Prompt(30), 8));  // 28 whole
-  const auto c = h.Start(Request(Prompt(8), 8));
-  const auto d = h.Start(Request(Prompt(3), 8));  // none
-  h.Step();                                       // 8 + 8 of b; c waits for budget, d needs none
+  const auto a = h.Start(Request(Prompt(9), 8));        // 8 whole
+  const auto b = h.Start(Request(Prompt(30, 100), 8));  // 28 whole
+  const auto c = h.Start(Request(Prompt(8, 200), 8));
+  const auto d = h.Start(Request(Prompt(3, 300), 8));  // none
+  h.Step();  // 8 + 8 of b; c waits for budget, d needs none
   ASSERT_THAT(h.engine.last_rows, SizeIs(3));
   EXPECT_TRUE(h.engine.last_rows[0].decode);
   EXPECT_EQ(h.engine.last_rows[1].input.size(), 8u);
@@ -280,7 +281,7 @@ TEST(Scheduler, CountsTokensThatTheListenerLeftOut) {
   class FourAtOnce : public FakeEngine {
    public:
     absl::Status Step(std::span<const PageCopy>, std::span<const Row>, TokenSink& sink) override {
-      EXPECT_FALSE(sink.OnTokens(0, std::vector<SampledToken>(4)));
+      EXPECT_TRUE(sink.OnTokens(0, std::vector<SampledToken>(4)));
       return absl::OkStatus();
     }
   };
@@ -290,6 +291,7 @@ TEST(Scheduler, CountsTokensThatTheListenerLeftOut) {
   SequenceStats stats;
   ASSERT_TRUE(scheduler->Submit(Request({}, 9), std::make_unique<TwoOfFour>(&stats)).ok());
   ASSERT_TRUE(scheduler->RunStep().ok());
+  scheduler->Flush();
   EXPECT_EQ(stats.generated_tokens, 2);
   EXPECT_EQ(scheduler->stats().generated_tokens, 2);
   EXPECT_EQ(scheduler->stats().wasted_slots, 2);

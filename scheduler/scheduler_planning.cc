@@ -1,0 +1,324 @@
+// Whose turn it is: admission, preemption, and the rows of a step.
+#include <algorithm>
+#include <queue>
+
+#include "scheduler/scheduler.h"
+#include "scheduler/sequence_state.h"
+
+namespace photon {
+namespace {
+
+// What tokens cost in the tenants' accounts: a token that is generated takes about seven times the
+// arithmetic of one that is prefilled at the reference shapes.
+constexpr int64_t kPrefillCost = 1;
+constexpr int64_t kDecodeCost = 7;
+
+// A lane, or the running sequences of one, in the round of turns.
+template <typename Iterator>
+struct Turns {
+  Priority priority{};
+  TenantId tenant{};
+  int64_t counter = 0;
+  Iterator next;
+  Iterator end;
+
+  // Whether `b` goes first.
+  friend bool operator<(const Turns& a, const Turns& b) {
+    return std::tie(a.priority, b.counter, b.tenant) < std::tie(b.priority, a.counter, a.tenant);
+  }
+};
+
+}  // namespace
+
+void Scheduler::Enqueue(std::unique_ptr<Sequence> sequence) {
+  ++num_waiting_;
+  if (!sequence->stats.first_step.has_value()) ++num_queued_;
+  sequence->waiting_cost = CostLeft(*sequence);
+  waiting_cost_ += sequence->waiting_cost;
+  const LaneKey lane{sequence->request.priority, sequence->request.tenant};
+  const Turn turn{sequence->request.deadline, sequence->id};
+  waiting_[lane].emplace(turn, std::move(sequence));
+}
+
+std::unique_ptr<Scheduler::Sequence> Scheduler::Dequeue(Sequence& sequence) {
+  const auto lane = waiting_.find({sequence.request.priority, sequence.request.tenant});
+  auto node = lane->second.extract(Turn{sequence.request.deadline, sequence.id});
+  if (lane->second.empty()) waiting_.erase(lane);
+  --num_waiting_;
+  if (!sequence.stats.first_step.has_value()) --num_queued_;
+  waiting_cost_ -= sequence.waiting_cost;
+  return std::move(node.mapped());
+}
+
+void Scheduler::Admit(bool between_steps) {
+  if (waiting_.empty()) return;
+  Occupancy occupancy = CountOccupancy();
+  std::priority_queue<Turns<Lane::iterator>> turns;
+  for (auto& [key, lane] : waiting_) {
+    turns.push({key.priority, key.tenant, shares_.counter(key.tenant), lane.begin(), lane.end()});
+  }
+  while (!turns.empty()) {
+    Turns<Lane::iterator> turn = turns.top();
+    turns.pop();
+    Sequence& sequence = *turn.next->second;
+    if (!HasRoom(occupancy, sequence)) continue;
+    ++turn.next;
+    const bool is_last = turn.next == turn.end;
+    if (!sequence.paused.has_value() && !WaitsForPrefix(occupancy, sequence)) {
+      if (!OpenTable(sequence, between_steps && options_.preempt_for_fairness)) {
+        // Pins may stay for long; what they leave no room for does not hold up the others.
+        if (!IsBlockedByPins(sequence)) return;
+        if (!is_last) turns.push(turn);
+        continue;
+      }
+      ++occupancy.by_priority[static_cast<size_t>(sequence.request.priority)];
+      ++occupancy.by_tenant[sequence.request.tenant];
+      occupancy.prefilling.push_back(&sequence);
+      turn.counter += kDecodeCost * shape_.meta_tokens;
+
+      const auto goes_before = [](const Sequence& a, const Sequence& b) {
+        return std::make_tuple(b.request.priority, a.request.deadline, a.id) <
+               std::make_tuple(a.request.priority, b.request.deadline, b.id);
+      };
+      // The lane's end stays valid unless this was its last sequence.
+      std::unique_ptr<Sequence> admitted = Dequeue(sequence);
+      admitted->running = true;
+      const auto place =
+          std::upper_bound(running_.begin(), running_.end(), admitted,
+                           [&](const auto& a, const auto& b) { return goes_before(*a, *b); });
+      running_.insert(place, std::move(admitted));
+      if (sequence.is_pin()) CommitPin(sequence);
+    }
+    if (!is_last) turns.push(turn);
+  }
+}
+
+Scheduler::Occupancy Scheduler::CountOccupancy() const {
+  Occupancy occupancy;
+  for (const auto& sequence : running_) {
+    if (sequence->paused.has_value() || sequence->end.has_value() || sequence->leaving) continue;
+    ++occupancy.by_priority[static_cast<size_t>(sequence->request.priority)];
+    ++occupancy.by_tenant[sequence->request.tenant];
+    const int whole = sequence->num_tokens() / shape_.meta_tokens * shape_.meta_tokens;
+    if (sequence->table.cached_tokens < whole) occupancy.prefilling.push_back(sequence.get());
+  }
+  return occupancy;
+}
+
+// Rows for everybody while there are; then for those of higher priority than others that run, and
+// for tenants with less than their fair share. Those who lose by it skip steps.
+bool Scheduler::HasRoom(const Occupancy& occupancy, const Sequence& sequence) const {
+  int at_least_as_high = 0;
+  for (size_t p = static_cast<size_t>(sequence.request.priority); p < kNumPriorities; ++p) {
+    at_least_as_high += occupancy.by_priority[p];
+  }
+  if (at_least_as_high < shape_.max_rows) return true;
+  if (!options_.preempt_for_fairness) return false;
+  const auto own = occupancy.by_tenant.find(sequence.request.tenant);
+  const int share = std::max(1, shape_.max_rows / shares_.num_active());
+  return own == occupancy.by_tenant.end() || own->second < share;
+}
+
+// A sequence that is being prefilled with what this one needs saves it the work. The answer is
+// remembered while it stays true: prompts are long.
+bool Scheduler::WaitsForPrefix(const Occupancy& occupancy, Sequence& sequence) const {
+  const auto is_prefilling = [&](const Sequence* other) {
+    const int whole = other->num_tokens() / shape_.meta_tokens * shape_.meta_tokens;
+    return other->table.cached_tokens < whole && !other->end.has_value() && !other->leaving &&
+           !other->paused.has_value();
+  };
+  if (sequence.waits_for.has_value()) {
+    const auto found = by_id_.find(*sequence.waits_for);
+    if (found != by_id_.end() && found->second->running && is_prefilling(found->second)) {
+      return true;
+    }
+    sequence.waits_for.reset();
+  }
+  const int meta = shape_.meta_tokens;
+  for (const Sequence* other : occupancy.prefilling) {
+    if (other->request.tenant != sequence.request.tenant ||
+        other->request.priority < sequence.request.priority || !is_prefilling(other)) {
+      continue;
+    }
+    const auto parting = std::mismatch(sequence.tokens.begin(), sequence.tokens.end(),
+                                       other->tokens.begin(), other->tokens.end());
+    const int common = static_cast<int>(parting.first - sequence.tokens.begin()) / meta * meta;
+    // The last meta-context of a page that is copied is computed again.
+    const int shared = common % shape_.page_tokens == 0 ? common : common - meta;
+    if (shared <= other->table.cached_tokens) continue;
+    if (shared <= pool_.CountCached(sequence.request.tenant, sequence.tokens)) continue;
+    sequence.waits_for = other->id;
+    return true;
+  }
+  return false;
+}
+
+int Scheduler::ReservedTokens(const Sequence& sequence) const {
+  if (sequence.is_pin()) return sequence.num_tokens();
+  const int64_t left = sequence.max_tokens_total() - sequence.num_tokens();
+  return sequence.num_tokens() + static_cast<int>(left * options_.reserved_output_percent / 100);
+}
+
+bool Scheduler::OpenTable(Sequence& sequence, bool may_preempt) {
+  const auto open = [&] {
+    return pool_.Open(sequence.table, sequence.request.tenant, sequence.tokens,
+                      ReservedTokens(sequence));
+  };
+  if (!open() && !(may_preempt && MakeRoom(sequence) && open())) return false;
+  const bool is_first = sequence.stats.preemptions == 0;
+  if (is_first) {
+    sequence.stats.cached_tokens = sequence.table.cached_tokens;
+    counters_.prompt_tokens += sequence.stats.prompt_tokens;
+    counters_.prompt_tokens_cached += sequence.stats.cached_tokens;
+  }
+  // What is computed from tokens from here on is what a prefill gives.
+  const bool is_recgen = sequence.request.mode == GenerationMode::kRecGen;
+  sequence.shareable_tokens = is_recgen ? sequence.num_tokens() : shape_.max_context;
+  if (is_recgen) sequence.stats.reencoded_tokens = sequence.num_generated();
+  return true;
+}
+
+bool Scheduler::IsBlockedByPins(const Sequence& sequence) const {
+  const int cached = pool_.CountCached(sequence.request.tenant, sequence.tokens);
+  const int needed = PagesNeeded(shape_, ReservedTokens(sequence)) - cached / shape_.page_tokens;
+  return needed > shape_.num_pages - pool_.num_kept();
+}
+
+// Preempts, the newest first, sequences of lower priority, and of tenants above their fair share of
+// pages if this one's tenant stays within its own.
+bool Scheduler::MakeRoom(const Sequence& sequence) {
+  std::map<TenantId, int> held;
+  for (const auto& other : running_) {
+    held[other->request.tenant] +=
+        static_cast<int>(other->table.pages.size()) + other->table.reserved;
+  }
+  const int needed = PagesNeeded(shape_, ReservedTokens(sequence));
+  const int share = shape_.num_pages / shares_.num_active();
+  const bool is_modest = held[sequence.request.tenant] + needed <= share;
+
+  std::vector<Sequence*> victims;
+  int gain = pool_.num_available();
+  for (auto other = running_.rbegin(); other != running_.rend() && gain < needed; ++other) {
+    Sequence& victim = **other;
+    const int pages = static_cast<int>(victim.table.pages.size()) + victim.table.reserved;
+    const bool is_lower = victim.request.priority < sequence.request.priority;
+    const bool is_equal = victim.request.priority == sequence.request.priority;
+    const bool has_more =
+        victim.request.tenant != sequence.request.tenant && held[victim.request.tenant] > share;
+    if (victim.in_step || victim.end.has_value() || victim.leaving) continue;
+    if (!is_lower && !(is_equal && is_modest && has_more)) continue;
+    held[victim.request.tenant] -= pages;
+    gain += pages;
+    victims.push_back(&victim);
+  }
+  if (gain < needed) return false;
+  for (Sequence* victim : victims) Preempt(*victim);
+  return true;
+}
+
+// Its pages stay cached while their memory is not needed, so going on may cost little.
+void Scheduler::Preempt(Sequence& sequence) {
+  pool_.Close(sequence.table);
+  sequence.running = false;
+  ++sequence.stats.preemptions;
+  ++counters_.preemptions;
+  const auto place = std::find_if(running_.begin(), running_.end(),
+                                  [&](const auto& s) { return s.get() == &sequence; });
+  std::unique_ptr<Sequence> owned = std::move(*place);
+  running_.erase(place);
+  Enqueue(std::move(owned));
+}
+
+void Scheduler::PlanStep(TimePoint now) {
+  step_.copies.clear();
+  step_.rows.clear();
+  step_.sequences.clear();
+  step_.cost = 0;
+
+  // Sequences of one priority and tenant, in turn.
+  std::map<LaneKey, std::vector<Sequence*>> lanes;
+  for (const auto& sequence : running_) {
+    if (sequence->paused.has_value() || sequence->end.has_value()) continue;
+    lanes[{sequence->request.priority, sequence->request.tenant}].push_back(sequence.get());
+  }
+  using Iterator = std::vector<Sequence*>::iterator;
+  std::priority_queue<Turns<Iterator>> turns;
+  for (auto& [key, lane] : lanes) {
+    turns.push({key.priority, key.tenant, shares_.counter(key.tenant), lane.begin(), lane.end()});
+  }
+  int prefill_budget = shape_.max_prefill_tokens / shape_.meta_tokens * shape_.meta_tokens;
+  while (!turns.empty() && static_cast<int>(step_.rows.size()) < shape_.max_rows) {
+    Turns<Iterator> turn = turns.top();
+    turns.pop();
+    Sequence& sequence = **turn.next++;
+    // One that was preempted in this round is no longer running.
+    const int64_t cost_before = step_.cost;
+    if (sequence.running) PlanRow(sequence, prefill_budget, now);
+    const int64_t cost = step_.cost - cost_before;
+    shares_.Charge(turn.tenant, cost);
+    turn.counter += cost;
+    if (turn.next != turn.end) turns.push(turn);
+  }
+}
+
+bool Scheduler::PlanRow(Sequence& sequence, int& prefill_budget, TimePoint now) {
+  const int meta = shape_.meta_tokens;
+  const int cached = sequence.table.cached_tokens;
+  const int uncached = sequence.num_tokens() - cached;
+  const int whole = uncached / meta * meta;
+  const int prefill = std::min(whole, prefill_budget);
+  // Its turn comes when prompts before it are done.
+  if (prefill == 0 && whole > 0) return false;
+
+  Row row;
+  row.decode = prefill == whole && !sequence.is_pin();
+  if (!GrowTable(sequence, cached + prefill + (row.decode ? meta : 0))) return false;
+  row.cached_tokens = cached;
+  row.input =
+      std::span<const TokenId>(sequence.tokens).subspan(cached, row.decode ? uncached : prefill);
+  row.pages = sequence.table.pages;
+  row.mode = sequence.request.mode;
+  row.sampling = sequence.request.sampling;
+  step_.rows.push_back(row);
+  step_.sequences.push_back(&sequence);
+  if (sequence.table.copy.has_value()) step_.copies.push_back(*sequence.table.copy);
+  prefill_budget -= prefill;
+  step_.cost += kPrefillCost * prefill + (row.decode ? kDecodeCost * meta : 0);
+
+  sequence.in_step = true;
+  sequence.sampled.clear();
+  sequence.exhausted = false;
+  ++sequence.stats.steps;
+  if (!sequence.stats.first_step.has_value()) sequence.stats.first_step = now;
+  return true;
+}
+
+// Within its reservation a table always grows. Beyond, the last in turn that has no row yet gives
+// way; the first in turn never does, and it fits alone.
+bool Scheduler::GrowTable(Sequence& sequence, int tokens) {
+  while (!pool_.Grow(sequence.table, tokens)) {
+    const auto victim = std::find_if(running_.rbegin(), running_.rend(), [&](const auto& other) {
+      return other.get() != &sequence && !other->in_step;
+    });
+    if (victim == running_.rend()) {
+      Preempt(sequence);
+      return false;
+    }
+    Preempt(**victim);
+  }
+  return true;
+}
+
+int64_t Scheduler::CostLeft(const Sequence& sequence) const {
+  return kPrefillCost * (sequence.num_tokens() - sequence.table.cached_tokens) +
+         kDecodeCost * (sequence.max_tokens_total() - sequence.num_tokens());
+}
+
+int Scheduler::StepsToFirstToken(int uncached) const {
+  const int meta = shape_.meta_tokens;
+  const int budget = shape_.max_prefill_tokens / meta * meta;
+  // The step that prefills the last piece decodes, too.
+  return std::max(1, (uncached / meta * meta + budget - 1) / budget);
+}
+
+}  // namespace photon

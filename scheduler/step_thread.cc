@@ -1,0 +1,93 @@
+#include "scheduler/step_thread.h"
+
+#include <utility>
+
+namespace photon {
+
+void TokenBatch::Clear() {
+  events.clear();
+  tokens.clear();
+  top.clear();
+}
+
+void TokenBatch::Add(int row, std::span<const SampledToken> sampled, bool last, TimePoint time) {
+  events.push_back({.row = row,
+                    .first = static_cast<int>(tokens.size()),
+                    .count = static_cast<int>(sampled.size()),
+                    .last = last,
+                    .time = time});
+  for (const SampledToken& token : sampled) {
+    tokens.push_back({.id = token.token,
+                      .logprob = token.logprob,
+                      .first_top = static_cast<int>(top.size()),
+                      .num_top = static_cast<int>(token.top.size())});
+    top.insert(top.end(), token.top.begin(), token.top.end());
+  }
+}
+
+StepThread::StepThread(Engine* engine, const Clock* clock)
+    : engine_(engine), clock_(clock), thread_([this] { Run(); }) {}
+
+StepThread::~StepThread() {
+  {
+    std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  step_started_.notify_one();
+  thread_.join();
+}
+
+void StepThread::Start(std::span<const PageCopy> copies, std::span<const Row> rows,
+                       TokenSink* sink) {
+  {
+    std::lock_guard lock(mutex_);
+    copies_ = copies;
+    rows_ = rows;
+    sink_ = sink;
+  }
+  step_started_.notify_one();
+}
+
+void StepThread::Publish(int row, std::span<const SampledToken> tokens, bool last) {
+  const TimePoint now = clock_->Now();
+  bool is_first = false;
+  {
+    std::lock_guard lock(mutex_);
+    is_first = published_.events.empty();
+    published_.Add(row, tokens, last, now);
+  }
+  if (is_first) progress_.notify_one();
+}
+
+std::optional<StepResult> StepThread::Wait(TokenBatch& batch) {
+  batch.Clear();
+  std::unique_lock lock(mutex_);
+  progress_.wait(lock, [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return result_.has_value() || !published_.events.empty();
+  });
+  std::swap(batch, published_);
+  return std::exchange(result_, std::nullopt);
+}
+
+void StepThread::Run() {
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    step_started_.wait(lock, [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+      return sink_ != nullptr || stopping_;
+    });
+    if (sink_ == nullptr) return;
+    const std::span<const PageCopy> copies = copies_;
+    const std::span<const Row> rows = rows_;
+    TokenSink& sink = *std::exchange(sink_, nullptr);
+    lock.unlock();
+    StepResult result;
+    result.begin = clock_->Now();
+    result.status = engine_->Step(copies, rows, sink);
+    result.end = clock_->Now();
+    lock.lock();
+    result_ = std::move(result);
+    progress_.notify_one();
+  }
+}
+
+}  // namespace photon

@@ -1,0 +1,86 @@
+// The thread that computes steps, so that the next one is planned and the last one's tokens are
+// written while it does.
+#pragma once
+
+#include <condition_variable>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "engine/engine.h"
+#include "scheduler/clock.h"
+
+namespace photon {
+
+// Tokens as they left the engine, and those that became known with them.
+struct TokenBatch {
+  struct Event {
+    int row = 0;
+    int first = 0;  // into `tokens`
+    int count = 0;
+    bool last = false;  // the row's output ends with these
+    TimePoint time;
+  };
+  struct Token {
+    TokenId id = 0;
+    float logprob = 0;
+    int first_top = 0;  // into `top`
+    int num_top = 0;
+  };
+  std::vector<Event> events;
+  std::vector<Token> tokens;
+  std::vector<TokenLogprob> top;
+
+  void Clear();
+  void Add(int row, std::span<const SampledToken> sampled, bool last, TimePoint time);
+};
+
+// How a step ended.
+struct StepResult {
+  absl::Status status;
+  TimePoint begin;
+  TimePoint end;
+};
+
+// Runs one step at a time. Start() and Wait() are called by one thread, Publish() by the engine
+// inside a step.
+class StepThread {
+ public:
+  // Both outlive the object.
+  StepThread(Engine* engine, const Clock* clock);
+  // Waits for the step that runs.
+  ~StepThread();
+
+  // Begins a step; what it is given is borrowed until Wait() has returned its result.
+  void Start(std::span<const PageCopy> copies, std::span<const Row> rows, TokenSink* sink);
+
+  // Hands tokens over to Wait().
+  void Publish(int row, std::span<const SampledToken> tokens, bool last);
+
+  // Blocks until the step has published tokens or ended. Replaces `batch` by what was published
+  // since the last call; returns the result if the step has ended.
+  std::optional<StepResult> Wait(TokenBatch& batch);
+
+ private:
+  void Run();
+
+  Engine* const engine_;
+  const Clock* const clock_;
+
+  std::mutex mutex_;
+  std::condition_variable step_started_;
+  std::condition_variable progress_;
+  std::span<const PageCopy> copies_ ABSL_GUARDED_BY(mutex_);
+  std::span<const Row> rows_ ABSL_GUARDED_BY(mutex_);
+  TokenSink* sink_ ABSL_GUARDED_BY(mutex_) = nullptr;  // of the step to run
+  TokenBatch published_ ABSL_GUARDED_BY(mutex_);
+  std::optional<StepResult> result_ ABSL_GUARDED_BY(mutex_);
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::thread thread_;  // the last member: it uses the others
+};
+
+}  // namespace photon
