@@ -8,6 +8,8 @@ every piece.
 """
 
 import argparse
+import functools
+import multiprocessing
 from pathlib import Path
 from typing import Iterator
 
@@ -29,23 +31,35 @@ def piece_lengths(processor: sentencepiece.SentencePieceProcessor) -> np.ndarray
     return lengths
 
 
+def tokenise(path: Path, tokenizer: Path, cache: Path, threads: int) -> str:
+    """Caches one corpus file; returns what to say of it."""
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
+    documents = processor.encode(
+        list(read_documents(path)), add_bos=True, add_eos=True, num_threads=threads
+    )
+    lengths = np.array([len(document) for document in documents])
+    name = path.name.removesuffix(".txt.xz")
+    np.save(
+        cache / f"{name}.tokens.npy",
+        np.concatenate([np.array(d, dtype=np.uint16) for d in documents]),
+    )
+    np.save(cache / f"{name}.starts.npy", np.cumsum(lengths) - lengths)
+    return f"{name}: {len(documents)} documents, {lengths.sum():,} tokens"
+
+
 def build_cache(corpus: Path, tokenizer: Path, cache: Path, threads: int) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
     assert processor.vocab_size() <= 1 << 16
     np.save(cache / "bytes_per_token.npy", piece_lengths(processor))
-    for path in sorted(corpus.glob("*.txt.xz")):
-        documents = processor.encode(
-            list(read_documents(path)), add_bos=True, add_eos=True, num_threads=threads
-        )
-        lengths = np.array([len(document) for document in documents])
-        name = path.name.removesuffix(".txt.xz")
-        np.save(
-            cache / f"{name}.tokens.npy",
-            np.concatenate([np.array(d, dtype=np.uint16) for d in documents]),
-        )
-        np.save(cache / f"{name}.starts.npy", np.cumsum(lengths) - lengths)
-        print(f"{name}: {len(documents)} documents, {lengths.sum():,} tokens", flush=True)
+    paths = sorted(corpus.glob("*.txt.xz"))
+    files = min(len(paths), threads)
+    job = functools.partial(
+        tokenise, tokenizer=tokenizer, cache=cache, threads=max(1, threads // files)
+    )
+    with multiprocessing.Pool(files) as pool:
+        for line in pool.imap(job, paths):
+            print(line, flush=True)
 
 
 class Mixture:

@@ -35,12 +35,13 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     by_shape.setdefault(p.shape, []).append(p)
             for shape, params in by_shape.items():
-                updates = []
-                for p in params:
-                    velocity = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                    velocity.lerp_(p.grad, 1 - group["momentum"])
-                    updates.append(p.grad.lerp(velocity, group["momentum"]))
+                gradients = [p.grad for p in params]
+                velocities = [
+                    self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in params
+                ]
+                torch._foreach_lerp_(velocities, gradients, 1 - group["momentum"])
+                updates = torch._foreach_lerp(gradients, velocities, group["momentum"])
+                directions = orthogonalise(torch.stack(updates)).to(params[0].dtype).unbind()
                 scale = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
-                for p, update in zip(params, orthogonalise(torch.stack(updates)).unbind()):
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(update.to(p.dtype), alpha=-scale)
+                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(params, directions, alpha=-scale)

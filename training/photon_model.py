@@ -11,6 +11,7 @@ are stored in one dtype (fp32 while training); every forward pass runs in the dt
 argument.
 """
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Optional
 
@@ -18,8 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Windows up to this many positions use two small batched products, not a library's attention.
+# Windows up to this many positions use two batched products, not a library's attention.
 SMALL_WINDOW = 16
+# As many of them as fit are computed as one masked window, which fills a GPU's tiles.
+PACKED_POSITIONS = 64
 
 
 @dataclass
@@ -164,9 +167,20 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if length > SMALL_WINDOW:
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+    return window_attention(q, k, v)
+
+
+def window_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention inside each of N short windows, [N, S, heads, d] each."""
+    windows, length = q.shape[:2]
+    packed = math.gcd(windows, 1 << (PACKED_POSITIONS // length).bit_length() - 1)
+    q, k, v = (t.reshape(windows // packed, packed * length, *t.shape[2:]) for t in (q, k, v))
+    position = torch.arange(packed * length, device=q.device)
+    query, key = position[:, None], position[None, :]
+    hidden = (key > query) | (key // length != query // length)
     scores = torch.einsum("nqhd,nkhd->nhqk", q * q.shape[-1] ** -0.5, k)
-    future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
-    return torch.einsum("nhqk,nkhd->nqhd", scores.masked_fill(future, float("-inf")).softmax(-1), v)
+    probability = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+    return torch.einsum("nhqk,nkhd->nqhd", probability, v).reshape(windows, length, *v.shape[2:])
 
 
 class Block(nn.Module):
@@ -191,15 +205,16 @@ class Block(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         c = self.config
         h = rms_norm(x, self.attn_norm, c.norm_eps)
-        q = linear(h, self.wq).unflatten(-1, (c.num_heads, c.head_dim))
-        k = linear(h, self.wk).unflatten(-1, (c.num_kv_heads, c.head_dim))
-        v = linear(h, self.wv).unflatten(-1, (c.num_kv_heads, c.head_dim))
+        # One product for all heads reads its input once.
+        heads = linear(h, torch.cat([self.wq, self.wk, self.wv])).unflatten(-1, (-1, c.head_dim))
+        q, k, v = heads.split([c.num_heads, c.num_kv_heads, c.num_kv_heads], dim=-2)
         if c.qk_norm:
             q, k = rms_norm(q, self.q_norm, c.norm_eps), rms_norm(k, self.k_norm, c.norm_eps)
         attended = causal_attention(apply_rope(q, cos, sin), apply_rope(k, cos, sin), v)
         x = x + linear(attended.flatten(-2), self.wo)
         h = rms_norm(x, self.ffn_norm, c.norm_eps)
-        return x + linear(F.silu(linear(h, self.w_gate)) * linear(h, self.w_up), self.w_down)
+        gate, up = linear(h, torch.cat([self.w_gate, self.w_up])).chunk(2, dim=-1)
+        return x + linear(F.silu(gate) * up, self.w_down)
 
 
 class Stack(nn.Module):
@@ -408,16 +423,33 @@ class Photon(nn.Module):
             )
         return self.logits(self.decode_tokens(condition, tokens))
 
+    def predicted_conditions(self, states: list[Tensor]) -> Tensor:
+        """What conditions each meta-context when the top stream, from a random meta-context of each
+        row on, reads predictions as in `recgen`; they are made from real states, for all
+        meta-contexts at once."""
+        top, last = self.levels[-1], len(self.levels) - 1
+        real = states[last].unflatten(1, (-1, top.config.chunk_size))
+        predicted = self.decode_units(last, self.conditions(states[-1]), None).view_as(real)
+        rows, count = real.shape[:2]
+        meta = torch.arange(count, device=real.device)
+        first = torch.randint(count, (rows, 1), device=real.device)
+        units = torch.where((meta < first)[..., None, None], real, predicted)
+        return self.conditions(top.encoder(top.chunker(units)))
+
     def loss(
-        self, tokens: Tensor, dtype=torch.float32, hiergen_rows: int = 0
+        self, tokens: Tensor, dtype=torch.float32, hiergen_rows: int = 0, recgen_rows: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Mean token cross-entropy [nats] and the recursive-consistency loss L_rec, both scalars.
 
-        The first `hiergen_rows` sequences of the batch are conditioned as in `hiergen`, so that the
-        decoders learn to continue from their own predictions.
+        The first `hiergen_rows` sequences of the batch are conditioned as in `hiergen`, the first
+        `recgen_rows` of those as in `recgen`, so that the decoders learn to continue from their own
+        predictions.
         """
         states = self.encode(tokens, dtype)
         condition = self.conditions(states[-1])
+        if recgen_rows > 0:
+            predicted = self.predicted_conditions([x[:recgen_rows] for x in states])
+            condition = torch.cat([predicted, condition[recgen_rows:]])
         consistency = []
         for index in range(len(self.levels) - 1, 0, -1):
             content, k = states[index], hiergen_rows

@@ -1,67 +1,98 @@
 #!/bin/bash
-# The whole demo run on one GPU, in the background, for machines whose commands are short-lived.
+# The whole demo run on the GPUs of one machine, in the background, for machines whose commands are short-lived.
 #
-#   run_gpu.sh start CORPUS [RUN]    tokenise, train PHOTON and the Transformer, evaluate; returns at once
-#   run_gpu.sh probe CORPUS [RUN]    one minute each of a few shapes; returns at once
+#   run_gpu.sh start CORPUS [RUN]    train PHOTON and, for as long, the Transformer; evaluate both; returns at once
+#   run_gpu.sh probe CORPUS [RUN]    compare shapes and settings by short runs; returns at once
 #   run_gpu.sh wait SECONDS [RUN]    follow the log until the run ends or the time is up
 #   run_gpu.sh collect OUT [RUN]     the newest weights as shards <= 16 MiB, and results.tar with everything else
 #
-# RUN defaults to /tmp/photon-run. Times can be set: MINUTES (PHOTON), COMPARE_MINUTES (both models, equal time), PROBE_MINUTES.
+# RUN defaults to /tmp/photon-run; a RUN/tokenizer.model that is there already is used. With two GPUs the Transformer
+# trains beside PHOTON, with one after it. Set by environment: MINUTES (of each), OPTIONS and COMPARE_OPTIONS (of train.py,
+# for PHOTON and the Transformer), CONFIG and COMPARE_CONFIG, and for probes PROBE_MINUTES, PROBE_OPTIONS, PROBES (names).
 # `collect` works at any time after the first save. Weights that it brought back can be trained on:
 #   train.py --init OUT --start-minutes M ...
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 verb=${1:?start, probe, wait or collect} argument=${2:?} run=${3:-/tmp/photon-run}
-minutes=${MINUTES:-14} compare_minutes=${COMPARE_MINUTES:-3} probe_minutes=${PROBE_MINUTES:-1}
-weights=${WEIGHTS:-tinystories=4,picture_books=3,fairy_tales=3,books_a=2,books_b=1}
+minutes=${MINUTES:-13} probe_minutes=${PROBE_MINUTES:-0.7}
+gpus=$(nvidia-smi -L 2> /dev/null | wc -l) || true
+gpus=$((gpus > 0 ? gpus : 1))
 cd "$here"
 
 prepare() {
   [ -f "$run/tokenizer.model" ] || python tokenizer.py --corpus "$1" --out "$run/tokenizer.model"
-  [ -f "$run/cache/valid.tokens.npy" ] ||
+  [ -f "$run/cache/bytes_per_token.npy" ] ||
     python data.py --corpus "$1" --tokenizer "$run/tokenizer.model" --cache "$run/cache" --threads "$(nproc)"
 }
 
 train() {  # NAME CONFIG MINUTES [options of train.py]
   local name=$1 config=$2 time=$3
   shift 3
-  echo "== $name"
-  python train.py --config "$config" --cache "$run/cache" --out "$run/$name" --minutes "$time" --weights "$weights" "$@"
+  echo "== $name $*"
+  python train.py --config "$config" --cache "$run/cache" --out "$run/$name" --minutes "$time" "$@"
+}
+
+train_and_evaluate() {  # GPU NAME CONFIG [options of train.py]
+  export CUDA_VISIBLE_DEVICES=$1
+  train "$2" "$3" "$minutes" --save-minutes 1 --validate-minutes 1 "${@:4}"
+  python evaluate.py --model "$run/$2/state.pt" --cache "$run/cache" --out "$run/$2.json" --rows 16
 }
 
 run_all() {
   prepare "$1"
-  train demo configs/demo.json "$minutes" --save-minutes 1
-  python evaluate.py --model "$run/demo/state.pt" --cache "$run/cache" --out "$run/demo.json" --rows 16
-  train transformer configs/transformer.json "$compare_minutes"
-  python evaluate.py --model "$run/transformer/state.pt" --cache "$run/cache" --out "$run/transformer.json" --rows 16
-  train photon_short configs/demo.json "$compare_minutes"
-  python evaluate.py --model "$run/photon_short/state.pt" --cache "$run/cache" --out "$run/photon_short.json" --rows 16
-  python export.py --state "$run/demo/state.pt" --tokenizer "$run/tokenizer.model" --out "$run/card"
-  echo "# PHOTON demo" > "$run/notes.md"
-  nvidia-smi --query-gpu=name --format=csv,noheader >> "$run/notes.md"
-  python model_card.py --model "$run/card" --notes "$run/notes.md" --results "PHOTON, $minutes min=$run/demo.json" \
-    --results "PHOTON, $compare_minutes min=$run/photon_short.json" \
-    --results "Transformer, $compare_minutes min=$run/transformer.json"
+  train_and_evaluate 0 demo "${CONFIG:-configs/demo.json}" ${OPTIONS-} & demo=$!
+  ((gpus > 1)) || wait $demo
+  train_and_evaluate $((gpus - 1)) transformer "${COMPARE_CONFIG:-configs/transformer.json}" ${COMPARE_OPTIONS-} &
+  wait $!
+  wait $demo
 }
+
+# NAME | options of shapes.py | options of train.py
+probes=(
+  "base"
+  "transformer  | --transformer 512x8"
+  "wide         | --decoder 512x4 --top 384x4"
+  "deep         | --decoder 384x6 --top 448x4"
+  "converter_4  | --converter-width 4"
+  "wide_deep    | --decoder 512x5 --mid 320x2 --encoder 320x2 --top 384x4"
+  "decoder_most | --decoder 512x6 --mid 256x2 --encoder 256x2 --top 384x3"
+  "mid_4        | --mid 384x4 --top 448x4"
+  "batch_64     | | --batch 64"
+  "long         | | --batch 64 --length 2048"
+  "rate_0.04    | | --matrix-lr 0.04"
+  "recgen       | | --recgen-share 0.125"
+  "no_hiergen   | | --hiergen-share 0"
+  "chunks_2x4   | --chunks 2x4"
+)
+workers_per_gpu=3  # one trains while the others compile
 
 run_probes() {
   prepare "$1"
-  probe() {  # NAME "options of shapes.py" [options of train.py]
-    local name=$1 shape=$2
-    shift 2
+  probe() {  # GPU LINE
+    local name shape options
+    IFS='|' read -r name shape options <<< "$2"
+    name=${name// /}
+    [[ " ${PROBES:-$name} " == *" $name "* ]] || return 0
     python shapes.py $shape > "$run/$name.config.json"
-    train "$name" "$run/$name.config.json" "$probe_minutes" --validate-minutes 99 "$@"
+    CUDA_VISIBLE_DEVICES=$1 train "$name" "$run/$name.config.json" "$probe_minutes" --turn "$run/gpu$1.lock" \
+      --report-seconds 99 --validate-minutes 99 $options ${PROBE_OPTIONS-}
   }
-  probe base ""
-  probe transformer "--transformer 512x8"
-  probe deep_decoder "--decoder 384x6"
-  probe wide_decoder "--decoder 512x4"
-  probe wide_converter "--converter-width 4"
-  probe short_chunks "--chunks 2x4"
-  probe no_hiergen "" --hiergen-share 0
-  probe faster_rate "" --matrix-lr 0.04
-  grep -E "^==|steps," "$run/log"
+  workers=$((gpus * workers_per_gpu))
+  for ((w = 0; w < workers; w++)); do
+    for ((i = w; i < ${#probes[@]}; i += workers)); do
+      probe $((w % gpus)) "${probes[i]}" || echo "${probes[i]}: failed"
+    done &
+  done
+  wait
+  for name in base recgen no_hiergen; do
+    [ ! -f "$run/$name/state.pt" ] ||
+      python evaluate.py --model "$run/$name/state.pt" --cache "$run/cache" --out "$run/$name.json" --rows 16 --windows 64 \
+        > /dev/null &
+  done
+  wait
+  sort "$run/log" | grep -E "ready|steps,|failed" > "$run/summary"
+  grep -E "bits|perplexity|kl_nats" "$run"/{base,recgen,no_hiergen}.json >> "$run/summary" || true
+  cat "$run/summary"
 }
 
 case $verb in
@@ -87,9 +118,9 @@ case $verb in
   collect)
     mkdir -p "$argument"
     python export.py --state "$run/demo/state.pt" --tokenizer "$run/tokenizer.model" --out "$argument" --max-shard-mib 15
-    cp "$argument"/{config.json,model.safetensors.index.json,tokenizer.model} "$run"
-    rm "$argument"/{config.json,model.safetensors.index.json,tokenizer.model}
-    [ -f "$run/card/README.md" ] && cp "$run/card/README.md" "$run"
-    tar -C "$run" -cf "$argument/results.tar" $(cd "$run" && ls -d log *.json *.md tokenizer.model 2> /dev/null)
+    cp "$argument"/{config.json,tokenizer.model} "$run"
+    rm "$argument"/{config.json,tokenizer.model}
+    [ ! -f "$argument/model.safetensors.index.json" ] || mv "$argument/model.safetensors.index.json" "$run"
+    tar -C "$run" -cf "$argument/results.tar" $(cd "$run" && ls -d log *.json tokenizer.model 2> /dev/null)
     ;;
 esac

@@ -10,6 +10,7 @@ AdamW; `--optimizer adamw` uses AdamW throughout.
 """
 
 import argparse
+import fcntl
 import json
 import os
 import signal
@@ -24,7 +25,9 @@ from data import Mixture
 from evaluate import bits_per_byte
 from muon import Muon
 
-WEIGHTS = "tinystories=4,picture_books=3,fairy_tales=3,books_a=2,books_b=1"
+WEIGHTS = (
+    "tinystories=4,picture_books=3,fairy_tales=3,books_a=2,books_b=1,books_c=1,books_d=1"
+)
 
 
 def parse_weights(text: str) -> dict[str, float]:
@@ -74,7 +77,7 @@ def main() -> None:
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
     parser.add_argument("--lr", type=float, default=3e-3, help="AdamW's rate")
     parser.add_argument("--matrix-lr", type=float, default=0.02, help="Muon's rate")
-    parser.add_argument("--weight-decay", type=float, default=0.01, help="of the matrices")
+    parser.add_argument("--weight-decay", type=float, default=0.1, help="of the matrices")
     parser.add_argument(
         "--decay", type=float, default=0.6, help="share of the run over which the rate falls"
     )
@@ -86,6 +89,12 @@ def main() -> None:
         type=float,
         default=0.25,
         help="share of each batch conditioned on the decoders' own predictions",
+    )
+    parser.add_argument(
+        "--recgen-share",
+        type=float,
+        default=0.0,
+        help="part of the hiergen share whose top stream reads predictions too",
     )
     parser.add_argument("--clip", type=float, default=1.0, help="gradient norm")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -103,6 +112,9 @@ def main() -> None:
     parser.add_argument("--save-minutes", type=float, default=5.0)
     parser.add_argument(
         "--max-seconds", type=float, default=0, help="save and stop after this long; 0: never"
+    )
+    parser.add_argument(
+        "--turn", type=Path, help="train while holding a lock on this file, so that runs take turns"
     )
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--init", type=Path, help="checkpoint folder to start from")
@@ -139,18 +151,21 @@ def main() -> None:
         elapsed, step, tokens_seen = state["elapsed"], state["step"], state["tokens"]
 
     print(
-        f"{sum(p.numel() for p in model.parameters()):,} parameters, {args.device}, {args.dtype}",
+        f"{args.out.name}: {sum(p.numel() for p in model.parameters()):,} parameters, "
+        f"{args.device}, {args.dtype}",
         flush=True,
     )
+    begun = time.monotonic()
     data = Mixture(args.cache, parse_weights(args.weights), args.seed + step)
     loss = model.loss if args.no_compile else torch.compile(model.loss, dynamic=False)
     hiergen_rows = round(args.hiergen_share * args.batch)
+    recgen_rows = min(hiergen_rows, round(args.recgen_share * args.batch))
 
     def train_step() -> tuple[torch.Tensor, torch.Tensor]:
         tokens = data.batch(args.batch, args.length)
         if args.device != "cpu":
             tokens = tokens.pin_memory().to(args.device, non_blocking=True)
-        cross_entropy, consistency = loss(tokens, dtype, hiergen_rows)
+        cross_entropy, consistency = loss(tokens, dtype, hiergen_rows, recgen_rows)
         (cross_entropy + args.alpha * consistency).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip)
         return cross_entropy.detach(), consistency.detach()
@@ -184,8 +199,13 @@ def main() -> None:
 
     train_step()  # compiles
     model.zero_grad(set_to_none=True)
+    print(f"{args.out.name}: ready after {time.monotonic() - begun:.0f} s", flush=True)
+    if args.turn:
+        torch.cuda.empty_cache()
+        turn = args.turn.open("w")
+        fcntl.flock(turn, fcntl.LOCK_EX)
     started = last = clock()
-    begun_at, minutes, last_step = elapsed, args.minutes, step
+    begun_at, begun_tokens, minutes, last_step = elapsed, tokens_seen, args.minutes, step
     next_validation, next_save = (
         elapsed / 60 + args.validate_minutes,
         elapsed / 60 + args.save_minutes,
@@ -209,7 +229,7 @@ def main() -> None:
         if now - last >= args.report_seconds:
             speed = (step - last_step) * args.batch * args.length / (now - last)
             print(
-                f"{elapsed / 60:6.2f} of {minutes:g} min  step {step}  "
+                f"{args.out.name} {elapsed / 60:6.2f} of {minutes:g} min  step {step}  "
                 f"loss {cross_entropy.item():.4f}  rec {consistency.item():.3f}  "
                 f"rate {factor:.3f}  {speed:,.0f} tok/s  {tokens_seen / 1e6:.2f} M tokens",
                 flush=True,
@@ -217,14 +237,18 @@ def main() -> None:
             last, last_step = clock(), step
         if elapsed / 60 >= next_validation:
             bpb = validate(args.validate_windows)
-            print(f"{elapsed / 60:6.2f} min  validation {bpb:.4f} bits per byte", flush=True)
+            print(
+                f"{args.out.name} {elapsed / 60:6.2f} min  validation {bpb:.4f} bits per byte",
+                flush=True,
+            )
             next_validation += args.validate_minutes
         if elapsed / 60 >= next_save:
             save()
             next_save += args.save_minutes
     save()
     print(
-        f"{step} steps, {tokens_seen:,} tokens, {elapsed / 60:.2f} min; "
+        f"{args.out.name}: {step} steps, {tokens_seen:,} tokens, {elapsed / 60:.2f} min, "
+        f"{(tokens_seen - begun_tokens) / max(elapsed - begun_at, 1e-9):,.0f} tokens/s; "
         f"validation {validate(0):.4f} bits per byte",
         flush=True,
     )

@@ -49,7 +49,7 @@ class Transformer(nn.Module):
         return linear(self.hidden(tokens, dtype), self.embedding)
 
     def loss(
-        self, tokens: Tensor, dtype=torch.float32, hiergen_rows: int = 0
+        self, tokens: Tensor, dtype=torch.float32, hiergen_rows: int = 0, recgen_rows: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy of tokens 1 .. T-1 given those before them, and zero (there is no
         L_rec)."""

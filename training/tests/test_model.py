@@ -9,7 +9,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from export_golden import configs, randomise, reference_logits
 from generate import MODES, Generator
-from photon_model import Photon, PhotonConfig
+from photon_model import Photon, PhotonConfig, causal_attention, window_attention
 
 
 def random_models():
@@ -49,6 +49,31 @@ class Model(unittest.TestCase):
                     expected = torch.nn.functional.cross_entropy(logits[0], tokens[0])
                     loss, _ = model.loss(tokens, torch.float64, rows)
                     self.assertAlmostEqual(loss.item(), expected.item(), places=5)
+
+    def test_windows_attend_only_to_themselves(self):
+        rng = torch.Generator().manual_seed(1)
+        for windows in (1, 6, 16, 48):
+            shape = (windows, 5, 2, 8)
+            q, k, v = (torch.randn(shape, generator=rng, dtype=torch.float64) for _ in range(3))
+            expected = torch.cat([causal_attention(*w) for w in zip(*(t.split(1) for t in (q, k, v)))])
+            self.assertLess((window_attention(q, k, v) - expected).abs().max().item(), 1e-12)
+
+    @torch.no_grad()
+    def test_recgen_conditions_read_predictions_from_a_random_meta_context_on(self):
+        for name, model in random_models():
+            if len(model.levels) > 1:
+                with self.subTest(name):
+                    tokens = random_tokens(model, 2 * model.config.meta_tokens())
+                    states = model.encode(torch.tensor([tokens] * 16), torch.float64)
+                    top, last = model.levels[-1], len(model.levels) - 1
+                    predicted = model.decode_units(last, model.conditions(states[-1][:1]), None)
+                    first = predicted[:, : top.config.chunk_size]
+                    from_predictions = top.encoder(top.chunker(first)[:, None])[0, 0]
+                    found = model.predicted_conditions(states)[:, 1]
+                    real = (found - states[-1][0, 0]).abs().amax(-1) < 1e-9
+                    read = (found - from_predictions).abs().amax(-1) < 1e-9
+                    self.assertTrue(torch.equal(real, ~read))
+                    self.assertTrue(real.any() and read.any())
 
     def test_config_survives_a_round_trip(self):
         for name, config in configs().items():
