@@ -324,7 +324,8 @@ TEST(CpuEngine, RowsThatBreakTheShapeAreRefusedByName) {
     EXPECT_THAT(std::string(status.message()), HasSubstr(c.message));
   }
   const Row twice[] = {good, good};
-  EXPECT_THAT(std::string(engine->Step({}, twice, sink).message()), HasSubstr("rows[1].pages: page 0 is written"));
+  EXPECT_THAT(std::string(engine->Step({}, twice, sink).message()),
+              HasSubstr("rows[1].pages: page 0 is written"));
 }
 
 TEST(CpuEngine, OptionsOutOfRangeAreRefusedByName) {
