@@ -173,7 +173,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def window_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention inside each of N short windows, [N, S, heads, d] each."""
     windows, length = q.shape[:2]
-    packed = math.gcd(windows, 1 << (PACKED_POSITIONS // length).bit_length() - 1)
+    packed = math.gcd(windows, 1 << max(1, PACKED_POSITIONS // length).bit_length() - 1)
     q, k, v = (t.reshape(windows // packed, packed * length, *t.shape[2:]) for t in (q, k, v))
     position = torch.arange(packed * length, device=q.device)
     query, key = position[:, None], position[None, :]
