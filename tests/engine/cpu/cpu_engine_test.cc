@@ -5,6 +5,7 @@
 #include <cstring>
 #include <random>
 
+#include "engine/cpu/host_memory.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/engine/cpu/engine_fixtures.h"
@@ -334,10 +335,30 @@ TEST(CpuEngine, OptionsOutOfRangeAreRefusedByName) {
   options.kv_memory = MemoryBudget::Bytes(100);
   EXPECT_EQ(CreateCpuEngine(*checkpoint, options).status().code(),
             absl::StatusCode::kResourceExhausted);
+  options.kv_memory = MemoryBudget::ShareOfFree(1e-12);
+  const absl::Status too_little = CreateCpuEngine(*checkpoint, options).status();
+  EXPECT_EQ(too_little.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(too_little.message()), HasSubstr("a page of 32 tokens takes"));
+  options.kv_memory = MemoryBudget::Bytes(0);
+  EXPECT_THAT(std::string(CreateCpuEngine(*checkpoint, options).status().message()),
+              HasSubstr("kv_memory"));
   options = SmallOptions();
   options.max_rows = 0;
   EXPECT_THAT(std::string(CreateCpuEngine(*checkpoint, options).status().message()),
               HasSubstr("max_rows"));
+}
+
+TEST(CpuEngine, AShareOfTheFreeMemoryMakesAsManyPagesAsItHolds) {
+  const auto checkpoint = RandomCheckpoint(SmallConfigs()[0].config);
+  CpuEngineOptions options = SmallOptions();
+  // The others of the machine take and give back memory meanwhile: a factor of two is left to them.
+  options.kv_memory = MemoryBudget::ShareOfFree(1e-3);
+  const auto free = FreeHostMemory();
+  ASSERT_TRUE(free.ok());
+  const auto engine = MakeEngine(*checkpoint, options);
+  const double pool = double{1} * engine->shape().num_pages * engine->shape().page_bytes;
+  EXPECT_GT(pool, 0.5e-3 * static_cast<double>(*free));
+  EXPECT_LT(pool, 2e-3 * static_cast<double>(*free));
 }
 
 TEST(CpuEngine, TopLogprobsHoldTheChosenTokenFirstUnderGreedy) {
