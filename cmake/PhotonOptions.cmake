@@ -27,6 +27,10 @@ else()
 endif()
 option(PHOTON_CUDA "Compile for NVIDIA GPUs (needs the CUDA toolkit)" ${photon_cuda_default})
 if(PHOTON_CUDA)
+  # Ampere and Hopper, and for what comes after them code that the driver compiles.
+  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES 80-real 90a-real 90-virtual)
+  endif()
   enable_language(CUDA)
   # CMake 3.25 does not know nvcc's C++20; CMAKE_CUDA_STANDARD stays unset for the same reason.
   set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")

@@ -1,0 +1,44 @@
+// The engine on one NVIDIA GPU (compute capability 8.0 or newer): bf16 or fp32, matrix products by
+// cuBLASLt, everything else by the kernels in engine/cuda/kernels.
+//
+// It computes what the CPU engine computes, up to rounding: products of another number of rows may
+// sum in another order, so a row's logits in a crowd can differ from those alone in the last bits.
+// Draws are the same functions of (seed, query, sample, position).
+//
+// All memory is taken at start. Decoding is recorded per mode and number of rows as CUDA graphs,
+// one for each point at which tokens reach the host, so that a step costs a few launches.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "engine/engine.h"
+#include "engine/model/checkpoint.h"
+
+namespace photon {
+
+struct CudaEngineOptions {
+  enum class Compute {
+    kBF16,  // bf16 weights, activations and cache; fp32 accumulation, residual stream and
+            // statistics
+    kF32,   // fp32 throughout, products included
+  };
+  int device = 0;  // as CUDA numbers them
+  Compute compute = Compute::kBF16;
+  int64_t kv_bytes = 0;           // memory of the latent pool; 0: 90 % of what the rest leaves free
+  int page_tokens = 256;          // rounded up to whole meta-contexts
+  int max_rows = 256;             // rows of one step
+  int max_prefill_tokens = 8192;  // of one step, at least one meta-context
+  bool use_graphs = true;         // false: launch every kernel for itself
+};
+
+// Uploads the weights and records the graphs, which takes seconds; `checkpoint` may be dropped
+// afterwards.
+// kFailedPrecondition: no driver, no such device, or one too old.
+// kInvalidArgument: an option out of range, or a checkpoint beyond a limit of the kernels.
+// kResourceExhausted: too little memory, saying what was needed for what, and what was free.
+absl::StatusOr<std::unique_ptr<Engine>> CreateCudaEngine(const Checkpoint& checkpoint,
+                                                         const CudaEngineOptions& options);
+
+}  // namespace photon

@@ -1,0 +1,72 @@
+// What kernels share on the device: conversions, vectors of four, reductions.
+#pragma once
+
+#include "engine/cuda/kernels/layout.h"
+
+namespace photon::cuda {
+
+inline constexpr unsigned kAllLanes = 0xffffffffu;
+inline constexpr int kWarp = 32;
+
+__device__ inline float ToFloat(float value) {
+  return value;
+}
+__device__ inline float ToFloat(__nv_bfloat16 value) {
+  return __bfloat162float(value);
+}
+
+template <typename T>
+__device__ inline T FromFloat(float value);
+template <>
+__device__ inline float FromFloat(float value) {
+  return value;
+}
+template <>
+__device__ inline __nv_bfloat16 FromFloat(float value) {
+  return __float2bfloat16_rn(value);
+}
+
+// Four elements at an address that is a multiple of their size.
+__device__ inline float4 Load4(const float* from) {
+  return *reinterpret_cast<const float4*>(from);
+}
+__device__ inline float4 Load4(const __nv_bfloat16* from) {
+  const uint2 bits = *reinterpret_cast<const uint2*>(from);
+  return {__uint_as_float(bits.x << 16), __uint_as_float(bits.x & 0xffff0000u),
+          __uint_as_float(bits.y << 16), __uint_as_float(bits.y & 0xffff0000u)};
+}
+__device__ inline void Store4(float* to, float4 v) {
+  *reinterpret_cast<float4*>(to) = v;
+}
+__device__ inline void Store4(__nv_bfloat16* to, float4 v) {
+  const __nv_bfloat162 low = __floats2bfloat162_rn(v.x, v.y),
+                       high = __floats2bfloat162_rn(v.z, v.w);
+  uint2 bits;
+  bits.x = *reinterpret_cast<const unsigned*>(&low);
+  bits.y = *reinterpret_cast<const unsigned*>(&high);
+  *reinterpret_cast<uint2*>(to) = bits;
+}
+
+__device__ inline float WarpSum(float value) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    value += __shfl_xor_sync(kAllLanes, value, offset);
+  }
+  return value;
+}
+
+// Sum over the block, in every thread. `partial` is shared memory of a float per warp; it may be
+// used again after the next barrier.
+__device__ inline float BlockSum(float value, float* partial) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int num_warps = (blockDim.x + kWarp - 1) / kWarp;
+  value = WarpSum(value);
+  if (lane == 0) partial[warp] = value;
+  __syncthreads();  // every warp's sum is there
+  return WarpSum(lane < num_warps ? partial[lane] : 0.0f);
+}
+
+inline constexpr unsigned DivideUp(int64_t n, int64_t by) {
+  return static_cast<unsigned>((n + by - 1) / by);
+}
+
+}  // namespace photon::cuda

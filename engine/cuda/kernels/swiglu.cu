@@ -1,0 +1,44 @@
+#include "engine/cuda/kernels/device_common.cuh"
+#include "engine/cuda/kernels/swiglu.h"
+
+namespace photon::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+// exp() overflows to infinity for gates below -88, and the quotient is then the zero it should be.
+__device__ float GatedUp(float gate, float up) {
+  return gate / (1.0f + expf(-gate)) * up;
+}
+
+// A thread owns four elements; blockIdx.y is the row.
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    SwiGlu(const T* gate_up, int padded, T* out, int first_row) {
+  const int i = (blockIdx.x * kThreads + threadIdx.x) * 4;
+  if (i >= padded) return;
+  const int64_t row = first_row + blockIdx.y;
+  const T* gates = gate_up + row * 2 * padded;
+  const float4 gate = Load4(gates + i), up = Load4(gates + padded + i);
+  Store4(out + row * padded + i, {GatedUp(gate.x, up.x), GatedUp(gate.y, up.y),
+                                  GatedUp(gate.z, up.z), GatedUp(gate.w, up.w)});
+}
+
+}  // namespace
+
+template <typename T>
+cudaError_t LaunchSwiGlu(const T* gate_up, int width, T* out, int rows, cudaStream_t stream) {
+  constexpr int kMaxGridRows = 65535;
+  const int padded = static_cast<int>(Padded(width));
+  for (int first = 0; first < rows; first += kMaxGridRows) {
+    const unsigned grid_rows = rows - first < kMaxGridRows ? rows - first : kMaxGridRows;
+    const dim3 grid(DivideUp(padded / 4, kThreads), grid_rows);
+    SwiGlu<T><<<grid, kThreads, 0, stream>>>(gate_up, padded, out, first);
+  }
+  return cudaGetLastError();
+}
+
+template cudaError_t LaunchSwiGlu(const float*, int, float*, int, cudaStream_t);
+template cudaError_t LaunchSwiGlu(const __nv_bfloat16*, int, __nv_bfloat16*, int, cudaStream_t);
+
+}  // namespace photon::cuda
