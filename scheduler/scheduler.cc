@@ -2,6 +2,8 @@
 #include "scheduler/scheduler.h"
 
 #include <algorithm>
+#include <cstdio>
+#include <cstdlib>
 #include <string>
 #include <utility>
 
@@ -281,12 +283,17 @@ absl::Status Scheduler::RunStep() {
   const TimePoint now = clock_->Now();
   EndOverdue(now);
   RemoveEnded();
+  const size_t num_ended = ended_.size();
+  const int64_t num_preempted = counters_.preemptions;
   Admit(/*between_steps=*/true);
+  // What was cached already ends there, and must not be preempted.
+  RemoveEnded();
   PlanStep(now);
   if (step_.rows.empty()) {
     DeliverLeftOver();
-    // What ends here makes room.
-    idle_ = !RemoveEnded();
+    RemoveEnded();
+    // What made room only after the admissions calls for another round of them.
+    idle_ = ended_.size() == num_ended && counters_.preemptions == num_preempted;
     ended_.clear();
     last_step_end_.reset();
     PublishStats();
@@ -442,6 +449,8 @@ void Scheduler::Deliver(const TokenBatch& batch, const std::vector<Sequence*>& s
       const bool is_full = stats.generated_tokens == sequence.request.max_tokens;
       Finish(sequence, is_full ? SequenceEnd::kLength : SequenceEnd::kStopToken);
     }
+    // It may have been preempted since the step that these tokens are of.
+    if (sequence.end.has_value() && !sequence.running) Forget(sequence);
   }
 }
 
@@ -475,11 +484,14 @@ void Scheduler::End(Sequence& sequence, SequenceEnd end) {
     }
     Finish(sequence, end);
   }
-  if (!sequence.running) {
-    by_id_.erase(sequence.id);
-    shares_.Leave(sequence.request.tenant);
-    ended_.push_back(Dequeue(sequence));
-  }
+  if (!sequence.running) Forget(sequence);
+}
+
+// A waiting sequence that has ended.
+void Scheduler::Forget(Sequence& sequence) {
+  by_id_.erase(sequence.id);
+  shares_.Leave(sequence.request.tenant);
+  ended_.push_back(Dequeue(sequence));
 }
 
 void Scheduler::EndEverything(SequenceEnd end) {
@@ -491,7 +503,7 @@ void Scheduler::EndEverything(SequenceEnd end) {
   RemoveEnded();
 }
 
-bool Scheduler::RemoveEnded() {
+void Scheduler::RemoveEnded() {
   const auto is_done = [](const std::unique_ptr<Sequence>& sequence) {
     return !sequence->in_step && (sequence->end.has_value() || sequence->leaving);
   };
@@ -502,7 +514,7 @@ bool Scheduler::RemoveEnded() {
     by_id_.erase(sequence->id);
     ended_.push_back(std::move(sequence));
   }
-  return std::erase(running_, nullptr) > 0;
+  std::erase(running_, nullptr);
 }
 
 void Scheduler::RemovePin(PinId pin) {
@@ -613,6 +625,53 @@ void Scheduler::PublishStats() {
            .waiting_cost = waiting_cost_,
            .step_cost = recent_step_cost_,
            .steps_to_next_end = steps_to_next_end};
+}
+
+void Scheduler::CheckInvariants() const {
+  const auto check = [](bool condition, const char* what) {
+    if (condition) return;
+    std::fprintf(stderr, "Scheduler: %s\n", what);
+    std::abort();
+  };
+  std::vector<const PageTable*> tables;
+  for (const auto& sequence : running_) {
+    check(sequence->running, "a waiting sequence is among the running ones");
+    check(by_id_.contains(sequence->id), "a running sequence is not known by its id");
+    tables.push_back(&sequence->table);
+  }
+  pool_.CheckInvariants(tables);
+
+  int num_waiting = 0;
+  int num_queued = 0;
+  int64_t waiting_cost = 0;
+  for (const auto& [key, lane] : waiting_) {
+    check(!lane.empty(), "a lane without sequences is remembered");
+    for (const auto& [turn, sequence] : lane) {
+      check(!sequence->running && sequence->table.pages.empty(), "a waiting sequence has pages");
+      check(!sequence->end.has_value(), "a sequence waits that has ended");
+      check(by_id_.contains(sequence->id), "a waiting sequence is not known by its id");
+      ++num_waiting;
+      if (!sequence->stats.first_step.has_value()) ++num_queued;
+      waiting_cost += sequence->waiting_cost;
+    }
+  }
+  check(num_waiting == num_waiting_ && num_queued == num_queued_ && waiting_cost == waiting_cost_,
+        "what waits does not add up");
+  check(by_id_.size() == running_.size() + num_waiting, "a sequence neither runs nor waits");
+
+  int pinned_pages = 0;
+  for (const auto& [id, pin] : pins_) pinned_pages += pin.pages;
+  for (const auto& [id, sequence] : by_id_) {
+    if (sequence->is_pin() && !sequence->end.has_value()) {
+      pinned_pages += PagesNeeded(shape_, sequence->stats.prompt_tokens);
+    }
+  }
+  std::lock_guard lock(mutex_);
+  for (const auto& sequence : arrivals_) {
+    if (sequence->is_pin()) pinned_pages += PagesNeeded(shape_, sequence->num_tokens());
+  }
+  check(pinned_pages == pinned_pages_, "pinned pages do not add up");
+  check(static_cast<int>(pins_.size()) == pool_.num_pins(), "a pin is lost");
 }
 
 }  // namespace photon

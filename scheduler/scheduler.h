@@ -179,6 +179,9 @@ class Scheduler {
   // Delivers what the last step left over, instead of during the next one.
   void Flush();
 
+  // Aborts unless sequences, pages, pins and accounts add up. For tests: looks at everything.
+  void CheckInvariants() const;
+
  private:
   struct Sequence;
   class StepSink;
@@ -229,8 +232,9 @@ class Scheduler {
   void DeliverLeftOver();
   void Finish(Sequence& sequence, SequenceEnd end);
   void End(Sequence& sequence, SequenceEnd end);
+  void Forget(Sequence& sequence);
   void EndEverything(SequenceEnd end);
-  bool RemoveEnded();  // false: none
+  void RemoveEnded();
   void RemovePin(PinId pin);
   absl::Status Commit(const StepResult& result);
   void CommitPin(Sequence& sequence);

@@ -135,6 +135,7 @@ TEST(Scheduler, RefusesWhatCanNeverRun) {
   EngineShape shape = FakeEngine::DefaultShape();
   shape.max_context = 67;  // 16 whole meta-contexts
   shape.num_pages = 6;     // 48 tokens
+  shape.modes = {GenerationMode::kExact, GenerationMode::kHierGen};
   Harness h(shape);
   EXPECT_THAT(h.Error(Request(Prompt(64), 1)).message(), HasSubstr("prompt: has 64 tokens"));
   EXPECT_THAT(h.Error(Request(Prompt(60), 5)).message(), HasSubstr("max_tokens: a prompt of 60"));

@@ -30,6 +30,7 @@ inline EngineShape TestShape() {
   shape.num_pages = 1024;
   shape.max_rows = 8;
   shape.max_prefill_tokens = 256;
+  shape.modes = {GenerationMode::kExact, GenerationMode::kHierGen};
   return shape;
 }
 
