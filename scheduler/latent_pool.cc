@@ -23,6 +23,12 @@ int LatentPool::CountCached(TenantId tenant, std::span<const TokenId> tokens) co
   return static_cast<int>(match.full.size()) * page_tokens_ + partial;
 }
 
+int LatentPool::CountPinned(TenantId tenant, std::span<const TokenId> tokens) const {
+  const PrefixIndex::Match match = index_.Find(tenant, tokens);
+  return static_cast<int>(
+      std::count_if(match.full.begin(), match.full.end(), PrefixIndex::is_pinned));
+}
+
 bool LatentPool::Open(PageTable& table, TenantId tenant, std::span<const TokenId> tokens,
                       int reserved_tokens) {
   PrefixIndex::Match match = index_.Find(tenant, tokens);

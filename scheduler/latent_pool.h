@@ -56,6 +56,9 @@ class LatentPool {
   // Tokens that Open() would find cached, were there memory.
   int CountCached(TenantId tenant, std::span<const TokenId> tokens) const;
 
+  // Full pages that Open() would share and that pins keep.
+  int CountPinned(TenantId tenant, std::span<const TokenId> tokens) const;
+
   // Takes pages until the table covers `tokens` tokens. False: beyond the reservation nothing is
   // left; the table keeps what it got.
   bool Grow(PageTable& table, int tokens);

@@ -111,6 +111,10 @@ int PrefixIndex::num_tokens(const Node* node) {
   return static_cast<int>(node->tokens.size());
 }
 
+bool PrefixIndex::is_pinned(const Node* node) {
+  return node->pins > 0;
+}
+
 PrefixIndex::Node* PrefixIndex::Insert(TenantId tenant, Node* parent, PageId page,
                                        std::span<const TokenId> tokens) {
   Check(!tokens.empty() && tokens.size() % meta_tokens_ == 0 &&

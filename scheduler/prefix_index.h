@@ -68,6 +68,7 @@ class PrefixIndex {
 
   static PageId page(const Node* node);
   static int num_tokens(const Node* node);  // that its page is known to hold
+  static bool is_pinned(const Node* node);
 
   // Hands `page`, which holds `tokens` (whole meta-contexts, at least one, at most a page), to the
   // index as a child of `parent`; null: of the tenant's root. `parent` is full and in use. The new

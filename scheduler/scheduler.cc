@@ -99,6 +99,7 @@ Scheduler::Scheduler(Engine* engine, const Clock* clock, const SchedulerOptions&
 
 Scheduler::~Scheduler() {
   TakeInbox();
+  DeliverLeftOver();
   EndEverything(SequenceEnd::kCancelled);
 }
 
@@ -263,16 +264,20 @@ SchedulerStats Scheduler::stats() const {
 }
 
 bool Scheduler::WaitForWork() {
-  const TimePoint wake = NextDeadline();
+  TimePoint wake = NextDeadline();
   const bool has_sequences = !by_id_.empty();
   std::unique_lock lock(mutex_);
+  const TimePoint drain_deadline = drain_deadline_;
+  if (has_sequences) wake = std::min(wake, drain_deadline);
   const auto has_news = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return !idle_ || !arrivals_.empty() || !commands_.empty() || draining_ || failed_;
+    return !idle_ || !arrivals_.empty() || !commands_.empty() || failed_ ||
+           (draining_ && !has_sequences) || drain_deadline_ != drain_deadline;
   };
+  const TimePoint now = clock_->Now();
   if (wake == TimePoint::max()) {
     inbox_changed_.wait(lock, has_news);
-  } else {
-    inbox_changed_.wait_for(lock, wake - clock_->Now(), has_news);
+  } else if (now < wake) {
+    inbox_changed_.wait_for(lock, wake - now, has_news);
   }
   if (failed_) return false;
   return !draining_ || has_sequences || !idle_ || !arrivals_.empty();
@@ -579,7 +584,7 @@ void Scheduler::CommitPin(Sequence& sequence) {
   Finish(sequence, SequenceEnd::kLength);
 }
 
-// When something ends by itself, though nothing may run until then.
+// When something ends by itself, drains aside, though nothing may run until then.
 TimePoint Scheduler::NextDeadline() const {
   TimePoint next = TimePoint::max();
   for (const auto& [id, sequence] : by_id_) {
@@ -587,10 +592,6 @@ TimePoint Scheduler::NextDeadline() const {
     if (sequence->paused.has_value()) next = std::min(next, *sequence->paused + options_.max_pause);
   }
   for (const auto& [id, pin] : pins_) next = std::min(next, pin.until);
-  if (!by_id_.empty()) {
-    std::lock_guard lock(mutex_);
-    next = std::min(next, drain_deadline_);
-  }
   return next;
 }
 

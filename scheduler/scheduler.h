@@ -249,7 +249,7 @@ class Scheduler {
   bool HasRoom(const Occupancy& occupancy, const Sequence& sequence) const;
   bool WaitsForPrefix(const Occupancy& occupancy, Sequence& sequence) const;
   bool OpenTable(Sequence& sequence, bool may_preempt);
-  bool IsBlockedByPins(const Sequence& sequence) const;
+  bool IsBlockedByPins(const Sequence& sequence, int tokens) const;
   bool MakeRoom(const Sequence& sequence);
   void Preempt(Sequence& sequence);
   void PlanStep(TimePoint now);

@@ -67,7 +67,7 @@ void Scheduler::Admit(bool between_steps) {
     if (!sequence.paused.has_value() && !WaitsForPrefix(occupancy, sequence)) {
       if (!OpenTable(sequence, between_steps && options_.preempt_for_fairness)) {
         // Pins may stay for long; what they leave no room for does not hold up the others.
-        if (!IsBlockedByPins(sequence)) return;
+        if (!IsBlockedByPins(sequence, ReservedTokens(sequence))) return;
         if (!is_last) turns.push(turn);
         continue;
       }
@@ -122,41 +122,53 @@ bool Scheduler::HasRoom(const Occupancy& occupancy, const Sequence& sequence) co
 // A sequence that is being prefilled with what this one needs saves it the work. The answer is
 // remembered while it stays true: prompts are long.
 bool Scheduler::WaitsForPrefix(const Occupancy& occupancy, Sequence& sequence) const {
-  const auto is_prefilling = [&](const Sequence* other) {
-    const int whole = other->num_tokens() / shape_.meta_tokens * shape_.meta_tokens;
-    return other->table.cached_tokens < whole && !other->end.has_value() && !other->leaving &&
-           !other->paused.has_value();
+  const auto will_cache = [](const Sequence& other, int tokens) {
+    return other.running && other.table.cached_tokens < tokens && !other.end.has_value() &&
+           !other.leaving && !other.paused.has_value();
   };
   if (sequence.waits_for.has_value()) {
     const auto found = by_id_.find(*sequence.waits_for);
-    if (found != by_id_.end() && found->second->running && is_prefilling(found->second)) {
+    if (found != by_id_.end() && will_cache(*found->second, sequence.waits_until_cached)) {
       return true;
     }
     sequence.waits_for.reset();
   }
+  if (occupancy.prefilling.empty()) return false;
   const int meta = shape_.meta_tokens;
+  const int cached = pool_.CountCached(sequence.request.tenant, sequence.tokens);
+  // Others help if they share more than that. The last meta-context of a page that is copied is
+  // computed again, so it takes one more unless a page ends there.
+  int least = cached + meta;
+  if (least % shape_.page_tokens != 0) least += meta;
+  if (sequence.num_tokens() < least) return false;
+  const auto first_new = sequence.tokens.begin() + (least - meta);
   for (const Sequence* other : occupancy.prefilling) {
     if (other->request.tenant != sequence.request.tenant ||
-        other->request.priority < sequence.request.priority || !is_prefilling(other)) {
+        other->request.priority < sequence.request.priority || other->num_tokens() < least ||
+        // Mostly they part where the cached tokens end: no need to look at those.
+        !std::equal(first_new, first_new + meta, other->tokens.begin() + (least - meta))) {
       continue;
     }
     const auto parting = std::mismatch(sequence.tokens.begin(), sequence.tokens.end(),
                                        other->tokens.begin(), other->tokens.end());
     const int common = static_cast<int>(parting.first - sequence.tokens.begin()) / meta * meta;
-    // The last meta-context of a page that is copied is computed again.
     const int shared = common % shape_.page_tokens == 0 ? common : common - meta;
-    if (shared <= other->table.cached_tokens) continue;
-    if (shared <= pool_.CountCached(sequence.request.tenant, sequence.tokens)) continue;
+    if (shared <= cached || !will_cache(*other, shared)) continue;
     sequence.waits_for = other->id;
+    sequence.waits_until_cached = shared;
     return true;
   }
   return false;
 }
 
+// Enough to decode once, at least: what could not would be preempted at once.
 int Scheduler::ReservedTokens(const Sequence& sequence) const {
   if (sequence.is_pin()) return sequence.num_tokens();
+  const int meta = shape_.meta_tokens;
   const int64_t left = sequence.max_tokens_total() - sequence.num_tokens();
-  return sequence.num_tokens() + static_cast<int>(left * options_.reserved_output_percent / 100);
+  return std::max(
+      sequence.num_tokens() / meta * meta + meta,
+      sequence.num_tokens() + static_cast<int>(left * options_.reserved_output_percent / 100));
 }
 
 bool Scheduler::OpenTable(Sequence& sequence, bool may_preempt) {
@@ -178,10 +190,11 @@ bool Scheduler::OpenTable(Sequence& sequence, bool may_preempt) {
   return true;
 }
 
-bool Scheduler::IsBlockedByPins(const Sequence& sequence) const {
-  const int cached = pool_.CountCached(sequence.request.tenant, sequence.tokens);
-  const int needed = PagesNeeded(shape_, ReservedTokens(sequence)) - cached / shape_.page_tokens;
-  return needed > shape_.num_pages - pool_.num_kept();
+// Whether pins leave no room for `tokens` tokens of a sequence, even if nothing else ran.
+bool Scheduler::IsBlockedByPins(const Sequence& sequence, int tokens) const {
+  if (pool_.num_kept() == 0) return false;
+  const int pinned = pool_.CountPinned(sequence.request.tenant, sequence.tokens);
+  return PagesNeeded(shape_, tokens) - pinned > shape_.num_pages - pool_.num_kept();
 }
 
 // Preempts, the newest first, sequences of lower priority, and of tenants above their fair share of
@@ -294,9 +307,13 @@ bool Scheduler::PlanRow(Sequence& sequence, int& prefill_budget, TimePoint now) 
 }
 
 // Within its reservation a table always grows. Beyond, the last in turn that has no row yet gives
-// way; the first in turn never does, and it fits alone.
+// way; the first in turn never does, and it fits alone unless pins are in its way.
 bool Scheduler::GrowTable(Sequence& sequence, int tokens) {
   while (!pool_.Grow(sequence.table, tokens)) {
+    if (IsBlockedByPins(sequence, tokens)) {
+      Preempt(sequence);
+      return false;
+    }
     const auto victim = std::find_if(running_.rbegin(), running_.rend(), [&](const auto& other) {
       return other.get() != &sequence && !other->in_step;
     });

@@ -26,6 +26,7 @@ struct Scheduler::Sequence {
   bool leaving = false;                 // the engine is done with it; the listener may not be yet
   std::optional<TimePoint> paused;      // since when
   std::optional<SequenceId> waits_for;  // a sequence that prefills what this one needs
+  int waits_until_cached = 0;           // tokens of it
 
   // In the step that is computed now.
   bool in_step = false;

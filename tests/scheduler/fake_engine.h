@@ -55,6 +55,7 @@ class FakeEngine : public Engine {
                     TokenSink& sink) override {
     ++steps;
     last_rows.assign(rows.begin(), rows.end());
+    last_copies.assign(copies.begin(), copies.end());
     if (on_step) {
       if (absl::Status status = on_step(rows); !status.ok()) return status;
     }
@@ -106,6 +107,7 @@ class FakeEngine : public Engine {
   std::function<absl::Status(std::span<const Row>)> on_step;
   int steps = 0;
   std::vector<Row> last_rows;  // their spans dangle after the step, their sizes do not
+  std::vector<PageCopy> last_copies;
 
  private:
   struct Page {
