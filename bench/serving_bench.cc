@@ -1,0 +1,137 @@
+// photon-serving-bench: many requests at a time, through the scheduler or a whole server.
+//
+// Closed-loop clients, questions over one document with and without sharing, samples, modes mixed
+// in a step, memory by length, and a long prompt among streams; see serving_workloads.h.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "bench/in_process_target.h"
+#include "bench/serving_target.h"
+#include "bench/serving_workloads.h"
+#include "engine/cpu/cpu_engine.h"
+#include "engine/memory_budget.h"
+#include "engine/model/checkpoint.h"
+#include "scheduler/scheduler.h"
+
+namespace photon {
+namespace {
+
+struct Flags {
+  std::string model = "models/demo";
+  CpuEngineOptions engine;
+  std::vector<std::string> workloads = {"throughput", "samples", "modes"};
+  WorkloadOptions workload;
+  std::string json;
+};
+
+int Fail(const absl::Status& status) {
+  std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
+  return 1;
+}
+
+int RunWorkloads(const Flags& flags, const std::string& command, ServingTarget& target) {
+  const ServingFacts& facts = target.facts();
+  std::printf("device %s; context %d tokens; %d pages of %d tokens and %lld bytes\n",
+              facts.device.c_str(), facts.max_tokens, facts.num_pages, facts.page_tokens,
+              static_cast<long long>(facts.page_bytes));
+  Workloads workloads(&target, flags.workload);
+  for (const std::string& name : flags.workloads) {
+    if (absl::Status status = workloads.Run(name); !status.ok()) return Fail(status);
+  }
+  if (flags.json.empty()) return 0;
+  const nlohmann::json report = {{"command", command},
+                                 {"device", facts.device},
+                                 {"context", facts.max_tokens},
+                                 {"page_tokens", facts.page_tokens},
+                                 {"page_bytes", facts.page_bytes},
+                                 {"num_pages", facts.num_pages},
+                                 {"workloads", workloads.report()}};
+  std::ofstream file(flags.json);
+  file << report.dump(1) << "\n";
+  if (!file.flush()) {
+    std::fprintf(stderr, "%s: cannot be written\n", flags.json.c_str());
+    return 1;
+  }
+  return 0;
+}
+
+int Run(const Flags& flags, const std::string& command) {
+  auto checkpoint = Checkpoint::Load(flags.model);
+  if (!checkpoint.ok()) return Fail(checkpoint.status());
+  auto engine = CreateCpuEngine(**checkpoint, flags.engine);
+  if (!engine.ok()) return Fail(engine.status());
+  auto target = InProcessTarget::Create((*checkpoint)->config(), engine->get(), {});
+  if (!target.ok()) return Fail(target.status());
+  return RunWorkloads(flags, command, **target);
+}
+
+}  // namespace
+}  // namespace photon
+
+int main(int argc, char** argv) {
+  using Compute = photon::CpuEngineOptions::Compute;
+  using Mode = photon::GenerationMode;
+  photon::Flags flags;
+  photon::WorkloadOptions& workload = flags.workload;
+  std::string kv_memory = "1GiB";
+  CLI::App app("Measures the scheduler over the CPU engine, or a server: many requests at a time");
+  const auto add = [&](const char* name, auto& value, const char* description) {
+    return app.add_option(name, value, description)->capture_default_str();
+  };
+  const CLI::Range count(1, 1 << 20);
+  add("--model", flags.model, "Checkpoint directory");
+  add("--threads", flags.engine.threads, "Engine threads; 0: one per processor");
+  add("--compute", flags.engine.compute, "Arithmetic: bf16 or f32")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, Compute>{{"bf16", Compute::kBF16}, {"f32", Compute::kF32}}))
+      ->default_str("bf16");
+  add("--kv-memory", kv_memory, "Memory of the latent cache: 512MiB, 60%")
+      ->check([](const std::string& text) {
+        return std::string(photon::MemoryBudget::Parse(text).status().message());
+      });
+  add("--page-tokens", flags.engine.page_tokens, "Tokens of a cache page")->check(count);
+  add("--max-rows", flags.engine.max_rows, "Sequences that run at a time")->check(count);
+  add("--max-prefill-tokens", flags.engine.max_prefill_tokens,
+      "Prompt tokens that one step takes in")
+      ->check(count);
+
+  add("--workloads", flags.workloads, "What to run")
+      ->check(CLI::IsMember(photon::Workloads::Names()));
+  add("--repeats", workload.repeats, "Rounds; medians are reported")->check(CLI::Range(1, 1000));
+  add("--seconds", workload.seconds, "Of a closed loop's window")->check(CLI::PositiveNumber);
+  add("--warm-up", workload.warm_up_seconds, "Seconds before it")->check(CLI::NonNegativeNumber);
+  add("--seed", workload.seed, "Of the texts and lengths");
+  add("--temperature", workload.temperature, "Of the sampling; 0 is greedy")
+      ->check(CLI::NonNegativeNumber);
+  add("--mode", workload.mode, "Of the generation, where it is not the workload's")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, Mode>{
+          {"exact", Mode::kExact}, {"hiergen", Mode::kHierGen}, {"recgen", Mode::kRecGen}}))
+      ->default_str("exact");
+  add("--clients", workload.clients, "Closed loops; the first is what ratios are to")->check(count);
+  add("--prompt-tokens", workload.prompt_tokens, "Of a closed loop's call, on average")
+      ->check(count);
+  add("--output-tokens", workload.output_tokens, "Likewise, and of samples")->check(count);
+  add("--questions", workload.questions, "Over one document")->check(count);
+  add("--document-tokens", workload.document_tokens, "Of that, and of the prompt that arrives")
+      ->check(count);
+  add("--answer-tokens", workload.answer_tokens, "Of each question's answer")->check(count);
+  add("--samples", workload.samples, "Of one prompt")->check(CLI::Range(1, 1024));
+  add("--sample-prompt-tokens", workload.sample_prompt_tokens, "Of that prompt")->check(count);
+  add("--lengths", workload.lengths, "Of the sequences whose memory is measured")->check(count);
+  add("--streams", workload.streams, "Among which a long prompt arrives")->check(count);
+  app.add_option("--json", flags.json, "Also write the figures to this file");
+  CLI11_PARSE(app, argc, argv);
+
+  flags.engine.kv_memory = *photon::MemoryBudget::Parse(kv_memory);
+  workload.element_bytes = flags.engine.compute == Compute::kBF16 ? 2 : 4;
+  std::string command = "photon-serving-bench";
+  for (int i = 1; i < argc; ++i) command += std::string(" ") + argv[i];
+  return photon::Run(flags, command);
+}
