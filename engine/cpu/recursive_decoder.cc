@@ -29,7 +29,7 @@ void DecodeRow::Begin(const Row& new_row, int new_index, int64_t new_first_token
 template <typename T>
 RecursiveDecoder<T>::RecursiveDecoder(CpuModel<T>& model, LatentPages<T>& pages,
                                       const BatchLimits& limits, const CpuContext<T>& context)
-    : model_(model), pages_(pages), context_(context) {
+    : model_(model), pages_(pages), context_(context), sampling_(context.pool.num_threads()) {
   const ModelConfig& config = model.config();
   const int64_t max_rows = limits.max_rows;
   int64_t widest_state = 0, widest_condition = max_rows * config.levels.back().encoder.hidden_size;
@@ -284,7 +284,7 @@ void RecursiveDecoder<T>::Sample(std::span<const SlotRef> slots) {
     }
     model_.Logits(gathered_.data(), static_cast<int>(block.size()), logits_.data());
     context_.pool.ParallelFor(
-        static_cast<int64_t>(block.size()), 4, [&](int64_t first, int64_t last, int) {
+        static_cast<int64_t>(block.size()), 4, [&](int64_t first, int64_t last, int thread) {
           for (int64_t n = first; n < last; ++n) {
             const auto [lane, row, slot] = block[n];
             const std::span<const float> logits(logits_.data() + n * vocab, vocab);
@@ -292,8 +292,8 @@ void RecursiveDecoder<T>::Sample(std::span<const SlotRef> slots) {
               std::copy(logits.begin(), logits.end(), row->row->logits.begin() + slot * vocab);
             }
             if (slot < static_cast<int>(row->forced.size())) continue;
-            row->tokens[slot] =
-                SampleToken(context_.kernels, logits, row->row->sampling, row->first_token + slot);
+            row->tokens[slot] = SampleToken(context_.kernels, logits, row->row->sampling,
+                                            row->first_token + slot, sampling_[thread]);
           }
         });
   }

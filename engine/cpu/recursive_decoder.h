@@ -95,6 +95,7 @@ class RecursiveDecoder {
   std::vector<int> lanes_;
   std::vector<SlotRef> slots_;
   std::vector<SampledToken> reported_;
+  std::vector<SamplerScratch> sampling_;  // one per thread
   std::vector<StackRow<T>> stack_rows_;
   AlignedBuffer<float> gathered_;    // inputs of a module, compact
   AlignedBuffer<float> states_;      // outputs of a module, compact

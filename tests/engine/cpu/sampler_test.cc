@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
+#include <random>
 #include <vector>
 
 #include "engine/philox.h"
@@ -78,6 +80,40 @@ TEST(SampleToken, TopPKeepsTheFewestThatReachIt) {
   EXPECT_EQ(frequencies[0] + frequencies[2] + frequencies[4], 0);
   EXPECT_NEAR(Frequencies({.top_p = 1e-6f})[1], 1, 1e-9)
       << "the most probable token is always kept";
+}
+
+TEST(SampleToken, TopPOfALargeVocabularyKeepsWhatSortingAllOfItWould) {
+  std::mt19937_64 random(5);
+  for (const float spread : {0.01f, 1.0f, 6.0f}) {
+    std::normal_distribution<float> normal(0, spread);
+    std::vector<float> logits(3000);
+    for (float& logit : logits) logit = normal(random);
+    std::vector<int> order(logits.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::sort(order.begin(), order.end(), [&](int a, int b) { return logits[a] > logits[b]; });
+    double total = 0;
+    for (float logit : logits) total += std::exp(logit);
+    for (const float top_p : {0.001f, 0.3f, 0.9f, 0.999f}) {
+      // Rounding may move the edge by a token: neither side of it is checked.
+      double reached = 0;
+      size_t kept = 0;
+      while (reached < top_p * total) reached += std::exp(logits[order[kept++]]);
+      std::vector<bool> allowed(logits.size());
+      for (size_t i = 0; i <= kept && i < order.size(); ++i) allowed[order[i]] = true;
+      std::vector<bool> drawn(logits.size());
+      for (int position = 0; position < 300; ++position) {
+        const TokenId token = SampleToken(KernelsFor<float>(BestIsa()), logits,
+                                          Sampling{.top_p = top_p, .seed = 3}, position)
+                                  .token;
+        EXPECT_TRUE(allowed[token]) << "spread " << spread << ", top_p " << top_p;
+        drawn[token] = true;
+      }
+      // Draws reach down to the less probable half of what is kept, where that has weight.
+      bool any_low = kept < 4 || spread > 1;
+      for (size_t i = kept / 2; i < kept; ++i) any_low = any_low || drawn[order[i]];
+      EXPECT_TRUE(any_low) << "spread " << spread << ", top_p " << top_p;
+    }
+  }
 }
 
 TEST(SampleToken, MinPDropsWhatIsFarBelowTheMostProbable) {
