@@ -19,12 +19,14 @@ struct Turns {
   Priority priority{};
   TenantId tenant{};
   int64_t counter = 0;
+  int num_rows = 0;  // that run: who has just come goes before who is served already
   Iterator next;
   Iterator end;
 
   // Whether `b` goes first.
   friend bool operator<(const Turns& a, const Turns& b) {
-    return std::tie(a.priority, b.counter, b.tenant) < std::tie(b.priority, a.counter, a.tenant);
+    return std::tie(a.priority, b.counter, b.num_rows, b.tenant) <
+           std::tie(b.priority, a.counter, a.num_rows, a.tenant);
   }
 };
 
@@ -55,7 +57,13 @@ void Scheduler::Admit(bool between_steps) {
   Occupancy occupancy = CountOccupancy();
   std::priority_queue<Turns<Lane::iterator>> turns;
   for (auto& [key, lane] : waiting_) {
-    turns.push({key.priority, key.tenant, shares_.counter(key.tenant), lane.begin(), lane.end()});
+    const auto rows = occupancy.by_tenant.find(key.tenant);
+    turns.push({.priority = key.priority,
+                .tenant = key.tenant,
+                .counter = shares_.counter(key.tenant),
+                .num_rows = rows == occupancy.by_tenant.end() ? 0 : rows->second,
+                .next = lane.begin(),
+                .end = lane.end()});
   }
   while (!turns.empty()) {
     Turns<Lane::iterator> turn = turns.top();
@@ -115,7 +123,8 @@ bool Scheduler::HasRoom(const Occupancy& occupancy, const Sequence& sequence) co
   if (at_least_as_high < shape_.max_rows) return true;
   if (!options_.preempt_for_fairness) return false;
   const auto own = occupancy.by_tenant.find(sequence.request.tenant);
-  const int share = std::max(1, shape_.max_rows / shares_.num_active());
+  // Rounded up: PlanStep evens out what rows alone cannot.
+  const int share = (shape_.max_rows + shares_.num_active() - 1) / shares_.num_active();
   return own == occupancy.by_tenant.end() || own->second < share;
 }
 
@@ -257,7 +266,11 @@ void Scheduler::PlanStep(TimePoint now) {
   using Iterator = std::vector<Sequence*>::iterator;
   std::priority_queue<Turns<Iterator>> turns;
   for (auto& [key, lane] : lanes) {
-    turns.push({key.priority, key.tenant, shares_.counter(key.tenant), lane.begin(), lane.end()});
+    turns.push({.priority = key.priority,
+                .tenant = key.tenant,
+                .counter = shares_.counter(key.tenant),
+                .next = lane.begin(),
+                .end = lane.end()});
   }
   int prefill_budget = shape_.max_prefill_tokens / shape_.meta_tokens * shape_.meta_tokens;
   while (!turns.empty() && static_cast<int>(step_.rows.size()) < shape_.max_rows) {
