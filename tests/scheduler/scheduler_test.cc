@@ -328,6 +328,102 @@ TEST(Scheduler, NamesEveryProblemOfAnEngineAndItsOptions) {
   }
 }
 
+TEST(Scheduler, TakesAllSubmissionsOfACallOrNone) {
+  EngineShape shape = FakeEngine::DefaultShape();
+  shape.max_rows = 1;
+  Harness h(shape, {.max_queue = 3});
+  std::vector<Record> records;
+  const auto call = [&](std::vector<SequenceRequest> requests) {
+    std::vector<Scheduler::Submission> submissions;
+    for (SequenceRequest& request : requests) {
+      records.push_back(std::make_shared<RecordedSequence>());
+      submissions.push_back(
+          {std::move(request), std::make_unique<RecordingListener>(records.back())});
+    }
+    return h.scheduler->SubmitAll(std::move(submissions));
+  };
+  const SequenceRequest good = Request(Prompt(4), 4);
+  EXPECT_EQ(call({good, good, Request({-1}, 4)}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(call({good, good, good, good}).status().code(), absl::StatusCode::kInvalidArgument);
+  SequenceRequest overdue = good;
+  overdue.deadline = h.clock.Now();
+  EXPECT_EQ(call({good, overdue}).status().code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(h.scheduler->stats().num_waiting, 0);
+
+  const auto ids = call({good, good});
+  ASSERT_TRUE(ids.ok());
+  EXPECT_THAT(*ids, SizeIs(2));
+  EXPECT_EQ(call({good, good}).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(h.scheduler->stats().num_waiting, 2);
+  EXPECT_EQ(h.scheduler->stats().rejected_queue_full, 2);
+  h.Step(3);
+  int ended = 0;
+  for (const Record& record : records) {
+    ended += record->finish_calls;
+    EXPECT_EQ(record.use_count(), 1);  // no listener is left
+  }
+  EXPECT_EQ(ended, 2);
+}
+
+TEST(Scheduler, EstimatesWhatASequenceTakesAndWhenItWouldBegin) {
+  EngineShape shape = FakeEngine::DefaultShape();
+  shape.max_rows = 2;
+  shape.num_pages = 12;
+  Harness h(shape);
+  h.engine.on_step = [&](std::span<const Row>) {
+    h.clock.Advance(milliseconds(10));
+    return absl::OkStatus();
+  };
+  const CostEstimate idle = h.scheduler->Estimate(20, 21);
+  EXPECT_EQ(idle.pages, 6);
+  EXPECT_TRUE(idle.fits);
+  EXPECT_TRUE(idle.fits_now);
+  EXPECT_EQ(idle.expected_wait, Duration(0));
+  EXPECT_FALSE(h.scheduler->Estimate(100, 29).fits);  // the context
+  EXPECT_FALSE(h.scheduler->Estimate(90, 7).fits);    // the pool
+  EXPECT_FALSE(h.scheduler->Estimate(-1, 7).fits);
+
+  const Record first = h.Start(Request(Prompt(4), 40));
+  h.Step();
+  EXPECT_TRUE(h.scheduler->Estimate(4, 40).fits_now);
+  EXPECT_FALSE(h.scheduler->Estimate(4, 60).fits_now);  // 8 pages; 6 are promised
+  EXPECT_GE(h.scheduler->Estimate(4, 60).expected_wait, milliseconds(80));
+  Duration before = h.scheduler->Estimate(4, 4).expected_wait;
+  for (int i = 0; i < 4; ++i) {
+    h.Start(Request(Prompt(4, 100 * i), 90));
+    h.Step();
+    const CostEstimate busy = h.scheduler->Estimate(4, 4);
+    EXPECT_TRUE(busy.fits);
+    EXPECT_FALSE(busy.fits_now);
+    EXPECT_GT(busy.expected_wait, before);
+    before = busy.expected_wait;
+  }
+}
+
+TEST(Scheduler, StopTokensEndARowInsideTheStep) {
+  for (int position = 1; position <= 9; ++position) {
+    Harness h;
+    int num_sampled = 0;
+    const auto model = h.engine.model;
+    h.engine.model = [&](std::span<const TokenId> history, const Sampling& sampling) {
+      ++num_sampled;
+      return model(history, sampling);
+    };
+    const std::vector<TokenId> whole = Continue(h.engine, Prompt(4), 9);
+    num_sampled = 0;
+    SequenceRequest request = Request(Prompt(4), 50);
+    request.stop_tokens = {whole[position - 1], 999};
+    const Record record = h.Start(request);
+    while (!record->end.has_value()) h.Step();
+    EXPECT_EQ(record->end, SequenceEnd::kStopToken);
+    EXPECT_THAT(record->tokens, SizeIs(position));
+    EXPECT_EQ(num_sampled, position);
+    EXPECT_EQ(h.engine.steps, (position + 3) / 4);
+    EXPECT_EQ(h.scheduler->stats().wasted_slots, (position + 3) / 4 * 4 - position);
+  }
+}
+
 TEST(Scheduler, ServesSubmissionsFromOtherThreads) {
   Harness h;
   std::vector<Record> records;
