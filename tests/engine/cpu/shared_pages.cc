@@ -1,7 +1,7 @@
 #include "tests/engine/cpu/shared_pages.h"
 
 #include <algorithm>
-#include <cstring>
+#include <bit>
 
 #include "gtest/gtest.h"
 
@@ -29,7 +29,9 @@ class RecordingSink final : public TokenSink {
 };
 
 bool SameBits(std::span<const float> a, std::span<const float> b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size_bytes()) == 0;
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](float x, float y) {
+    return std::bit_cast<uint32_t>(x) == std::bit_cast<uint32_t>(y);
+  });
 }
 
 void ExpectSame(const Decoded& got, const Decoded& expected) {
