@@ -1,8 +1,8 @@
 // photon-engine-bench: the engine alone, without scheduler or server.
 //
 // Prefill and decode throughput of a checkpoint, beside the bytes and operations that its shape
-// asks for and the ceilings of the machine measured in the same run. Figures are medians over
-// --repeats.
+// asks for and, on the CPU, the ceilings of the machine measured in the same run. Figures are
+// medians over --repeats.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
@@ -16,6 +16,7 @@
 #include "bench/cost_model.h"
 #include "bench/cpu_ceilings.h"
 #include "engine/cpu/cpu_engine.h"
+#include "engine/cuda/cuda_plugin.h"
 #include "engine/engine.h"
 #include "engine/model/checkpoint.h"
 
@@ -24,6 +25,7 @@ namespace {
 
 struct Flags {
   std::string model = "models/demo";
+  std::string device = "cpu";
   int threads = 1;
   std::string compute = "bf16";
   int context = 256;
@@ -68,24 +70,26 @@ class EngineBench {
       : flags_(flags), config_(checkpoint.config()), engine_(std::move(engine)) {
     const int element = flags.compute == "bf16" ? 2 : 4;
     element_bytes_ = element;
-    std::printf("measuring the machine ...\n");
-    bandwidth_ = ReadBandwidth(flags.threads);
-    throughput_ = ProductThroughput(flags.threads, BestIsa(), element == 2);
     const EngineShape& shape = engine_->shape();
-    std::printf(
-        "model %s: %.1f M parameters, meta-context %d tokens, %.0f KV bytes per token\n"
-        "device %s; ceilings: reads %.1f GB/s, products %.0f GFLOP/s\n\n",
-        flags.model.c_str(), NumParameters(config_) * 1e-6, shape.meta_tokens,
-        KvBytesPerToken(config_, element), shape.device.c_str(), bandwidth_ * 1e-9,
-        throughput_ * 1e-9);
+    std::printf("model %s: %.1f M parameters, meta-context %d tokens, %.0f KV bytes per token\n",
+                flags.model.c_str(), NumParameters(config_) * 1e-6, shape.meta_tokens,
+                KvBytesPerToken(config_, element));
     report_ = {{"model", flags.model},
                {"parameters", NumParameters(config_)},
                {"device", shape.device},
                {"context", flags.context},
                {"kv_bytes_per_token", KvBytesPerToken(config_, element)},
-               {"read_bytes_per_second", bandwidth_},
-               {"product_flops", throughput_},
                {"rows", nlohmann::json::array()}};
+    std::printf("device %s", shape.device.c_str());
+    if (flags.device == "cpu") {
+      bandwidth_ = ReadBandwidth(flags.threads);
+      throughput_ = ProductThroughput(flags.threads, BestIsa(), element == 2);
+      std::printf("; ceilings: reads %.1f GB/s, products %.0f GFLOP/s", bandwidth_ * 1e-9,
+                  throughput_ * 1e-9);
+      report_["read_bytes_per_second"] = bandwidth_;
+      report_["product_flops"] = throughput_;
+    }
+    std::printf("\n\n");
     std::printf("%-8s %5s %11s %9s %11s %11s %10s\n", "", "batch", "tok/s", "ms/step", "MFLOP/tok",
                 "MB/tok", "ceiling");
   }
@@ -96,10 +100,20 @@ class EngineBench {
                        shape.meta_tokens * shape.meta_tokens;
     std::vector<TokenId> prompt(tokens);
     for (int i = 0; i < tokens; ++i) prompt[i] = (i * 7919 + 3) % shape.vocab_size;
-    const std::vector<PageId> pages = Pages(0, tokens);
-    const Row row{.input = prompt, .pages = pages, .decode = false};
-    const double seconds = Time([&] { Step(std::span(&row, 1)); });
-    Report("prefill", 1, tokens / seconds, seconds, PrefillCost(config_, element_bytes_));
+    // One prompt on the CPU; as many as a step takes where one is too few to fill the device.
+    const int num_rows =
+        flags_.device == "cpu" ? 1 : std::min(shape.max_rows, shape.max_prefill_tokens / tokens);
+    std::vector<std::vector<PageId>> pages;
+    std::vector<Row> rows;
+    for (int r = 0; r < num_rows; ++r) {
+      pages.push_back(Pages(r * ((tokens + shape.page_tokens - 1) / shape.page_tokens), tokens));
+    }
+    for (int r = 0; r < num_rows; ++r) {
+      rows.push_back({.input = prompt, .pages = pages[r], .decode = false});
+    }
+    const double seconds = Time([&] { Step(rows); });
+    Report("prefill", num_rows, double{1} * num_rows * tokens / seconds, seconds,
+           PrefillCost(config_, element_bytes_));
   }
 
   void Decode(GenerationMode mode, int batch) {
@@ -172,18 +186,21 @@ class EngineBench {
     const bool alone = batch == 1 && std::string(name) != "prefill";
     const double share = alone ? cost.weight_bytes * tokens_per_second / bandwidth_
                                : cost.flops * tokens_per_second / throughput_;
-    std::printf("%-8s %5d %11.0f %9.3f %11.2f %11.3f %6.1f %% of %s\n", name, batch,
-                tokens_per_second, step_seconds * 1e3, cost.flops * 1e-6, cost.weight_bytes * 1e-6,
-                share * 100, alone ? "reads" : "products");
+    std::printf("%-8s %5d %11.0f %9.3f %11.2f %11.3f", name, batch, tokens_per_second,
+                step_seconds * 1e3, cost.flops * 1e-6, cost.weight_bytes * 1e-6);
+    nlohmann::json& row =
+        report_["rows"].emplace_back(nlohmann::json{{"phase", name},
+                                                    {"batch", batch},
+                                                    {"tokens_per_second", tokens_per_second},
+                                                    {"step_seconds", step_seconds},
+                                                    {"flops_per_token", cost.flops},
+                                                    {"weight_bytes_per_token", cost.weight_bytes}});
+    if (bandwidth_ > 0) {
+      std::printf(" %6.1f %% of %s", share * 100, alone ? "reads" : "products");
+      row[alone ? "share_of_read_bandwidth" : "share_of_product_throughput"] = share;
+    }
+    std::printf("\n");
     std::fflush(stdout);
-    report_["rows"].push_back(
-        {{"phase", name},
-         {"batch", batch},
-         {"tokens_per_second", tokens_per_second},
-         {"step_seconds", step_seconds},
-         {"flops_per_token", cost.flops},
-         {"weight_bytes_per_token", cost.weight_bytes},
-         {alone ? "share_of_read_bandwidth" : "share_of_product_throughput", share}});
   }
 
   Flags flags_;
@@ -191,9 +208,24 @@ class EngineBench {
   std::unique_ptr<Engine> engine_;
   IgnoreTokens sink_;
   int element_bytes_ = 2;
-  double bandwidth_ = 0, throughput_ = 0;
+  double bandwidth_ = 0, throughput_ = 0;  // measured on the CPU only
   nlohmann::json report_;
 };
+
+absl::StatusOr<std::unique_ptr<Engine>> MakeEngine(const Flags& flags,
+                                                   const Checkpoint& checkpoint) {
+  const int max_rows = *std::max_element(flags.batches.begin(), flags.batches.end());
+  const bool is_bf16 = flags.compute == "bf16";
+  if (flags.device == "cuda") {
+    using Compute = CudaEngineOptions::Compute;
+    return OpenCudaEngine(
+        checkpoint, {.compute = is_bf16 ? Compute::kBF16 : Compute::kF32, .max_rows = max_rows});
+  }
+  using Compute = CpuEngineOptions::Compute;
+  return CreateCpuEngine(checkpoint, {.compute = is_bf16 ? Compute::kBF16 : Compute::kF32,
+                                      .threads = flags.threads,
+                                      .max_rows = max_rows});
+}
 
 int Run(const Flags& flags) {
   auto checkpoint = Checkpoint::Load(flags.model);
@@ -201,11 +233,7 @@ int Run(const Flags& flags) {
     std::fprintf(stderr, "%s\n", checkpoint.status().ToString().c_str());
     return 1;
   }
-  auto engine = CreateCpuEngine(
-      **checkpoint, {.compute = flags.compute == "bf16" ? CpuEngineOptions::Compute::kBF16
-                                                        : CpuEngineOptions::Compute::kF32,
-                     .threads = flags.threads,
-                     .max_rows = *std::max_element(flags.batches.begin(), flags.batches.end())});
+  auto engine = MakeEngine(flags, **checkpoint);
   if (!engine.ok()) {
     std::fprintf(stderr, "%s\n", engine.status().ToString().c_str());
     return 1;
@@ -225,8 +253,11 @@ int Run(const Flags& flags) {
 
 int main(int argc, char** argv) {
   photon::Flags flags;
-  CLI::App app("Measures the CPU engine alone: prefill and decode, each mode, each batch");
+  CLI::App app("Measures an engine alone: prefill and decode, each mode, each batch");
   app.add_option("--model", flags.model, "Checkpoint directory")->capture_default_str();
+  app.add_option("--device", flags.device, "What computes")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"cpu", "cuda"}));
   app.add_option("--threads", flags.threads, "Threads, the calling one included")
       ->capture_default_str()
       ->check(CLI::Range(1, 1024));

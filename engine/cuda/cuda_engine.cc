@@ -139,7 +139,7 @@ class CudaEngine final : public Engine {
     }
     encoder_.emplace(model_, pages_, max_metas_, allocator);
     decoder_.emplace(model_, pages_, shape_.max_rows, allocator);
-    TakePool(options.kv_bytes, allocator);
+    TakePool(options.kv_memory, allocator);
   }
 
   const EngineShape& shape() const override { return shape_; }
@@ -183,14 +183,12 @@ class CudaEngine final : public Engine {
   }
 
  private:
-  // kv_bytes 0: a share of what is free.
-  void TakePool(int64_t kv_bytes, DeviceAllocator& allocator) {
+  void TakePool(const MemoryBudget& budget, DeviceAllocator& allocator) {
     const PageLayout& layout = pages_.layout();
-    if (kv_bytes == 0) {
-      size_t free = 0, total = 0;
-      allocator.Update(ToStatus(cudaMemGetInfo(&free, &total), "cudaMemGetInfo"));
-      kv_bytes = (static_cast<int64_t>(free) - kReservedBytes) / 10 * 9;
-    }
+    size_t free = 0, total = 0;
+    allocator.Update(ToStatus(cudaMemGetInfo(&free, &total), "cudaMemGetInfo"));
+    const int64_t kv_bytes =
+        budget.Resolve(std::max<int64_t>(0, static_cast<int64_t>(free) - kReservedBytes));
     const int64_t pages = std::min<int64_t>(kv_bytes / layout.page_bytes, INT32_MAX - 1);
     if (pages < 1) {
       allocator.Update(absl::ResourceExhaustedError(
@@ -551,11 +549,14 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateCudaEngine(const Checkpoint& check
   const int meta = config.meta_tokens();
   absl::Status status;
   for (const absl::Status& checked :
-       {cuda::CheckAtLeast("kv_bytes", 0, options.kv_bytes),
-        cuda::CheckAtLeast("page_tokens", 1, options.page_tokens),
+       {cuda::CheckAtLeast("page_tokens", 1, options.page_tokens),
         cuda::CheckAtLeast("max_rows", 1, options.max_rows),
         cuda::CheckAtLeast("max_prefill_tokens", meta, options.max_prefill_tokens)}) {
     status.Update(checked);
+  }
+  if (!options.kv_memory.is_valid()) {
+    status.Update(absl::InvalidArgumentError(
+        "CudaEngineOptions.kv_memory: must be at least one byte, or above 0% and up to 100%"));
   }
   for (int i = 0; i < config.num_levels(); ++i) {
     status.Update(cuda::CheckHeads("encoder", i, config.levels[i].encoder));

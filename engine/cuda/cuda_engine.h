@@ -9,11 +9,11 @@
 // one for each point at which tokens reach the host, so that a step costs a few launches.
 #pragma once
 
-#include <cstdint>
 #include <memory>
 
 #include "absl/status/statusor.h"
 #include "engine/engine.h"
+#include "engine/memory_budget.h"
 #include "engine/model/checkpoint.h"
 
 namespace photon {
@@ -26,7 +26,8 @@ struct CudaEngineOptions {
   };
   int device = 0;  // as CUDA numbers them
   Compute compute = Compute::kBF16;
-  int64_t kv_bytes = 0;           // memory of the latent pool; 0: 90 % of what the rest leaves free
+  // The latent pool. A share is one of what the weights and everything else leave free.
+  MemoryBudget kv_memory = MemoryBudget::ShareOfFree(0.9);
   int page_tokens = 256;          // rounded up to whole meta-contexts
   int max_rows = 256;             // rows of one step
   int max_prefill_tokens = 8192;  // of one step, at least one meta-context
