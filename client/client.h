@@ -10,10 +10,13 @@
 #include <optional>
 #include <stop_token>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "grpc/health/v1/health.grpc.pb.h"
+#include "photon/v1/document.grpc.pb.h"
 #include "photon/v1/generation.grpc.pb.h"
 #include "photon/v1/model.grpc.pb.h"
 
@@ -24,6 +27,8 @@ struct ClientOptions {
   std::string server = "127.0.0.1:50051";
   // Most time that one call may take. Empty: as long as it needs.
   std::optional<std::chrono::milliseconds> deadline;
+  // Identifies the tenant: the bearer token of the metadata `authorization`. Empty: none.
+  std::string api_key;
 };
 
 class Client {
@@ -31,17 +36,49 @@ class Client {
   // Connects with the first call.
   explicit Client(const ClientOptions& options);
 
-  // Hands each message of the stream to `on_response` as it arrives, and returns the result that
-  // the last one carries. A request to stop cancels the call; messages that came before were handed
-  // over.
+  // --- Streams: each message is handed to `on_response` as it arrives. A request to stop cancels
+  // the call; messages that came before were handed over. ---
+
+  // Of one sample; returns the result that its last message carries.
   absl::StatusOr<v1::GenerationResult> Generate(
       const v1::GenerateRequest& request,
       const std::function<void(const v1::GenerateResponse&)>& on_response,
       std::stop_token stop = {});
 
+  // Of any number of samples.
+  absl::Status GenerateSamples(const v1::GenerateRequest& request,
+                               const std::function<void(const v1::GenerateResponse&)>& on_response,
+                               std::stop_token stop = {});
+
+  // OK says nothing of the prompts: each has results or an error of its own.
+  absl::Status GenerateBatch(
+      const v1::GenerateBatchRequest& request,
+      const std::function<void(const v1::GenerateBatchResponse&)>& on_response,
+      std::stop_token stop = {});
+
+  // OK says nothing of the questions: each has results or an error of its own.
+  absl::Status Ask(const v1::AskRequest& request,
+                   const std::function<void(const v1::AskResponse&)>& on_response,
+                   std::stop_token stop = {});
+
+  // --- Documents ---
+
+  // Sends `text`, which is UTF-8, in pieces.
+  absl::StatusOr<v1::Document> CreateDocument(const v1::DocumentSettings& settings,
+                                              std::string_view text, std::stop_token stop = {});
+  absl::StatusOr<v1::Document> GetDocument(const std::string& id);
+  absl::StatusOr<std::vector<v1::Document>> ListDocuments();
+  absl::StatusOr<v1::Document> UpdateDocument(const std::string& id, std::chrono::seconds ttl);
+  absl::Status DeleteDocument(const std::string& id);
+
+  // --- The model ---
+
   absl::StatusOr<v1::GetModelInfoResponse> GetModelInfo();
   absl::StatusOr<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& request);
   absl::StatusOr<v1::DetokenizeResponse> Detokenize(const v1::DetokenizeRequest& request);
+  absl::StatusOr<v1::EstimateCostResponse> EstimateCost(const v1::EstimateCostRequest& request);
+
+  // --- Health ---
 
   // The health of a service ("photon.v1.GenerationService"), or of the whole server with an empty
   // name.
@@ -53,10 +90,13 @@ class Client {
   absl::Status WaitUntilServing(const std::string& service, std::stop_token stop = {});
 
  private:
-  void SetDeadline(grpc::ClientContext& context) const;
+  // Gives a call its deadline and its key.
+  void Prepare(grpc::ClientContext& context) const;
 
-  std::optional<std::chrono::milliseconds> deadline_;
+  const std::optional<std::chrono::milliseconds> deadline_;
+  const std::string api_key_;
   std::unique_ptr<v1::GenerationService::Stub> generation_;
+  std::unique_ptr<v1::DocumentService::Stub> documents_;
   std::unique_ptr<v1::ModelService::Stub> model_;
   std::unique_ptr<grpc::health::v1::Health::Stub> health_;
 };

@@ -19,16 +19,36 @@ void FillTimings(const SequenceStats& stats, v1::Timings& timings) {
   timings.set_steps(stats.steps);
 }
 
+// Of a sequence that met no stop condition.
+v1::FinishReason ReasonOf(SequenceEnd end) {
+  switch (end) {
+    case SequenceEnd::kLength:
+      return v1::FINISH_REASON_LENGTH;
+    case SequenceEnd::kDeadline:
+      return v1::FINISH_REASON_DEADLINE;
+    case SequenceEnd::kStalled:
+      return v1::FINISH_REASON_STALLED;
+    case SequenceEnd::kDrained:
+      return v1::FINISH_REASON_DRAIN;
+    case SequenceEnd::kListener:
+    case SequenceEnd::kStopToken:
+    case SequenceEnd::kCancelled:
+    case SequenceEnd::kEngineFailed:
+      return v1::FINISH_REASON_CANCELLED;
+  }
+  return v1::FINISH_REASON_UNSPECIFIED;
+}
+
 }  // namespace
 
-GenerationOutput::GenerationOutput(const Generation& generation, const Tokenizer& tokenizer)
-    : stop_strings_(generation.stop_strings),
-      stop_tokens_(generation.stop_tokens),
-      logprobs_(generation.logprobs),
-      seed_(generation.sequence.sampling.seed),
-      mode_(generation.sequence.mode),
-      detokenizer_(tokenizer, generation.sequence.prompt),
-      stop_matcher_(generation.stop_strings) {}
+GenerationOutput::GenerationOutput(const Query& query, const Tokenizer& tokenizer)
+    : stop_strings_(query.stop_strings),
+      stop_tokens_(query.sequence.stop_tokens),
+      logprobs_(query.logprobs),
+      seed_(query.sequence.sampling.seed),
+      mode_(query.sequence.mode),
+      detokenizer_(tokenizer, query.sequence.prompt),
+      stop_matcher_(query.stop_strings) {}
 
 std::optional<size_t> GenerationOutput::Append(std::span<const SampledToken> tokens,
                                                v1::GenerateResponse& message) {
@@ -68,26 +88,13 @@ void GenerationOutput::Finish(SequenceEnd end, const SequenceStats& stats,
     result.set_finish_reason(v1::FINISH_REASON_STOP_TOKEN);
     result.set_stop_token_id(*stop_token_);
   } else {
-    switch (end) {
-      case SequenceEnd::kLength:
-        result.set_finish_reason(v1::FINISH_REASON_LENGTH);
-        break;
-      case SequenceEnd::kDeadline:
-        result.set_finish_reason(v1::FINISH_REASON_DEADLINE);
-        break;
-      case SequenceEnd::kDrained:
-        result.set_finish_reason(v1::FINISH_REASON_DRAIN);
-        break;
-      case SequenceEnd::kListener:
-      case SequenceEnd::kCancelled:
-      case SequenceEnd::kEngineFailed:
-        result.set_finish_reason(v1::FINISH_REASON_CANCELLED);
-        break;
-    }
+    result.set_finish_reason(ReasonOf(end));
   }
   result.mutable_usage()->set_prompt_tokens(stats.prompt_tokens);
   result.mutable_usage()->set_cached_tokens(stats.cached_tokens);
   result.mutable_usage()->set_generated_tokens(stats.generated_tokens);
+  result.mutable_usage()->set_preemptions(stats.preemptions);
+  result.mutable_usage()->set_reencoded_tokens(stats.reencoded_tokens);
   FillTimings(stats, *result.mutable_timings());
   result.set_seed(seed_);
   result.set_mode(ToProto(mode_));

@@ -14,11 +14,11 @@
 
 namespace photon {
 
-// For one thread at a time.
+// Of one sample; samples of a query start as copies of one another. For one thread at a time.
 class GenerationOutput {
  public:
   // Borrows the tokenizer.
-  GenerationOutput(const Generation& generation, const Tokenizer& tokenizer);
+  GenerationOutput(const Query& query, const Tokenizer& tokenizer);
 
   // Adds `tokens`, and the text that they make certain, to `message`. Returns how many of them
   // belong to the output, if it ends with one of them: a stop token, or the one that completes a

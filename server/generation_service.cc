@@ -1,33 +1,45 @@
 #include "server/generation_service.h"
 
-#include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "server/byte_buffer_codec.h"
 #include "server/generation_request.h"
-#include "server/generation_stream.h"
 #include "server/request_id.h"
 
 namespace photon {
 
-GenerationService::GenerationService(const ModelFacts* model, Scheduler* scheduler,
-                                     int64_t max_unread_bytes)
-    : model_(model), scheduler_(scheduler), max_unread_bytes_(max_unread_bytes) {}
+GenerationService::GenerationService(const ModelFacts* model, const CallEnvironment& calls,
+                                     const RequestLimits& limits)
+    : model_(model), calls_(calls), limits_(limits) {}
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Generate(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* buffer) {
-  std::string request_id = EchoRequestId(context);
+  CallStream::Call call = {context, "Generate", EchoRequestId(context)};
   v1::GenerateRequest request;
   if (absl::Status status = ParseMessage(*buffer, &request); !status.ok()) {
-    return GenerationStream::Reject(context, std::move(request_id), status);
+    return CallStream::Reject(std::move(call), status);
   }
-  absl::StatusOr<Generation> generation = ParseGenerateRequest(request, *model_, RandomBits());
-  if (!generation.ok()) {
-    return GenerationStream::Reject(context, std::move(request_id), generation.status());
+  auto query = ParseGenerateRequest(request, *model_, limits_, RandomBits());
+  if (!query.ok()) return CallStream::Reject(std::move(call), query.status());
+  std::vector<absl::StatusOr<Query>> queries;
+  queries.push_back(std::move(query));
+  return CallStream::Start(std::move(call), calls_, std::move(queries), EncodeGenerateResponse);
+}
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::GenerateBatch(
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* buffer) {
+  CallStream::Call call = {context, "GenerateBatch", EchoRequestId(context)};
+  v1::GenerateBatchRequest request;
+  if (absl::Status status = ParseMessage(*buffer, &request); !status.ok()) {
+    return CallStream::Reject(std::move(call), status);
   }
-  return GenerationStream::Start(context, std::move(request_id), *std::move(generation),
-                                 *model_->tokenizer, scheduler_, max_unread_bytes_);
+  auto queries = ParseGenerateBatchRequest(request, *model_, limits_, RandomBits());
+  if (!queries.ok()) return CallStream::Reject(std::move(call), queries.status());
+  CheckThatEachFits(*calls_.scheduler, *queries);
+  return CallStream::Start(std::move(call), calls_, *std::move(queries),
+                           EncodeGenerateBatchResponse);
 }
 
 }  // namespace photon

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cctype>
+#include <chrono>
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
@@ -97,6 +98,42 @@ std::optional<int> ParseFlags(int argc, char** argv, Options& options) {
   AddFlag(app, "Engine", "max-prefill-tokens", options.engine.max_prefill_tokens,
           "Prompt tokens that one step takes in");
 
+  AddFlag(app, "Scheduler", "max-queue", options.scheduler.max_queue,
+          "Sequences that may wait; more are refused");
+  AddFlag(app, "Scheduler", "reserved-output-percent", options.scheduler.reserved_output_percent,
+          "Share of max_tokens that admission reserves cache for; below 100 sequences may be "
+          "preempted and computed again");
+  AddFlag(app, "Scheduler", "max-pinned-percent", options.scheduler.max_pinned_percent,
+          "Share of the cache that documents may hold");
+  int64_t max_pause_s =
+      std::chrono::duration_cast<std::chrono::seconds>(options.scheduler.max_pause).count();
+  AddFlag(app, "Scheduler", "max-pause", max_pause_s,
+          "Seconds that a sequence whose client does not read keeps its cache; then it ends");
+  bool no_preempt_for_fairness = false;
+  app.add_flag("--no-preempt-for-fairness", no_preempt_for_fairness,
+               "Let tenants keep what they got before others came")
+      ->envname("PHOTON_NO_PREEMPT_FOR_FAIRNESS")
+      ->group("Scheduler");
+
+  RequestLimits& requests = options.server.requests;
+  DocumentLimits& documents = options.server.documents;
+  int64_t default_ttl_s = documents.default_ttl.count();
+  int64_t max_ttl_s = documents.max_ttl.count();
+  AddFlag(app, "Limits", "max-samples", requests.max_samples, "Samples of a prompt or question");
+  AddFlag(app, "Limits", "max-prompts", requests.max_prompts, "Prompts of a batch");
+  AddFlag(app, "Limits", "max-questions", requests.max_questions, "Questions of a call");
+  AddFlag(app, "Limits", "max-sequences", requests.max_sequences,
+          "Samples of a call, all together; max-queue limits them too");
+  AddFlag(app, "Limits", "max-documents-per-tenant", documents.max_per_tenant,
+          "Documents of a tenant");
+  AddFlag(app, "Limits", "max-documents", documents.max_in_total, "Documents of all tenants");
+  AddFlag(app, "Limits", "max-document-bytes", documents.max_bytes, "Text of a document")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false));
+  AddFlag(app, "Limits", "default-document-ttl", default_ttl_s,
+          "Seconds that a document lives unless asked for");
+  AddFlag(app, "Limits", "max-document-ttl", max_ttl_s,
+          "Seconds that a document may live from its last update");
+
   int64_t drain_timeout_s = 30;
   AddFlag(app, "Server", "listen", options.server.listen,
           "ADDRESS:PORT or unix:PATH; port 0 takes a free one");
@@ -104,15 +141,13 @@ std::optional<int> ParseFlags(int argc, char** argv, Options& options) {
                "Allow plaintext on addresses other than loopback ones")
       ->envname("PHOTON_INSECURE")
       ->group("Server");
-  AddFlag(app, "Server", "max-queue", options.scheduler.max_queue,
-          "Requests that may wait; more are refused");
   AddFlag(app, "Server", "drain-timeout", drain_timeout_s,
           "Seconds that accepted requests have to end after SIGTERM");
   AddFlag(app, "Server", "max-message-bytes", options.server.max_message_bytes,
           "Size of a request message")
       ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false));
   AddFlag(app, "Server", "max-unread-bytes", options.server.max_unread_bytes,
-          "Output that a client may leave unread before its request ends")
+          "Output of a call that may wait unread before its sequences pause")
       ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false));
   AddFlag(app, "Server", "max-streams", options.server.max_streams_per_connection,
           "Calls at a time of one connection");
@@ -139,6 +174,10 @@ std::optional<int> ParseFlags(int argc, char** argv, Options& options) {
   }
   options.engine.kv_memory = *MemoryBudget::Parse(kv_memory);
   options.server.drain_timeout = std::chrono::seconds(drain_timeout_s);
+  options.scheduler.max_pause = std::chrono::seconds(max_pause_s);
+  options.scheduler.preempt_for_fairness = !no_preempt_for_fairness;
+  documents.default_ttl = std::chrono::seconds(default_ttl_s);
+  documents.max_ttl = std::chrono::seconds(max_ttl_s);
   if (options.model_name.empty()) {
     options.model_name =
         std::filesystem::path(options.model_directory + "/").parent_path().filename().string();

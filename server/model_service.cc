@@ -1,13 +1,13 @@
 #include "server/model_service.h"
 
+#include <algorithm>
+#include <chrono>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "scheduler/scheduler.h"
-#include "server/byte_buffer_codec.h"
 #include "server/generation_request.h"
-#include "server/grpc_status.h"
 #include "server/request_id.h"
+#include "server/unary_call.h"
 
 namespace photon {
 namespace {
@@ -52,40 +52,86 @@ v1::GetModelInfoResponse MakeModelInfo(const ModelFacts& model) {
   return info;
 }
 
-grpc::ServerUnaryReactor* Finish(grpc::CallbackServerContext* context, const absl::Status& status) {
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  reactor->Finish(ToGrpcStatus(status));
-  return reactor;
+absl::StatusOr<int> CountPromptTokens(const v1::EstimateCostRequest& request,
+                                      const ModelFacts& model) {
+  if (request.has_prompt_tokens()) {
+    if (request.prompt_tokens() >= 0) return request.prompt_tokens();
+    return absl::InvalidArgumentError(
+        absl::StrCat("prompt_tokens: expected at least 0, got ", request.prompt_tokens()));
+  }
+  const absl::StatusOr<std::vector<TokenId>> tokens = PromptTokens(request.prompt(), model);
+  if (!tokens.ok()) return tokens.status();
+  return static_cast<int>(tokens->size());
+}
+
+// Bytes of keys and values of `tokens` tokens in a Transformer of the model's layers, each token in
+// every encoder and decoder layer, at two bytes per element.
+int64_t TransformerCacheBytes(const ModelConfig& config, int64_t tokens) {
+  int64_t elements = 0;
+  for (const LevelConfig& level : config.levels) {
+    for (const StackConfig* stack : {&level.encoder, &level.decoder}) {
+      elements += int64_t{2} * stack->num_layers * stack->num_kv_heads * stack->head_dim;
+    }
+  }
+  return 2 * elements * tokens;
+}
+
+absl::StatusOr<v1::EstimateCostResponse> EstimateCost(const v1::EstimateCostRequest& request,
+                                                      const ModelFacts& model,
+                                                      const Scheduler& scheduler) {
+  absl::StatusOr<int> prompt_tokens = CountPromptTokens(request, model);
+  if (!prompt_tokens.ok()) return prompt_tokens.status();
+  const int limit = MaxSequenceTokens(model.shape);
+  int max_tokens = std::clamp(limit - *prompt_tokens, 1, std::max(model.default_max_tokens, 1));
+  if (request.has_max_tokens()) max_tokens = request.max_tokens();
+  if (max_tokens < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("max_tokens: expected at least 1, got ", max_tokens));
+  }
+  const int64_t tokens = int64_t{*prompt_tokens} + max_tokens;
+  const int page_tokens = model.shape.page_tokens;
+  const int64_t pages = (tokens + page_tokens - 1) / page_tokens;
+  const CostEstimate estimate = scheduler.Estimate(*prompt_tokens, max_tokens);
+
+  v1::EstimateCostResponse response;
+  response.set_prompt_tokens(*prompt_tokens);
+  response.set_max_tokens(max_tokens);
+  response.set_pages(static_cast<int32_t>(pages));
+  response.set_cache_bytes(pages * model.shape.page_bytes);
+  response.set_transformer_cache_bytes(TransformerCacheBytes(model.config, tokens));
+  response.set_fits(estimate.fits);
+  response.set_fits_now(estimate.fits_now);
+  response.set_expected_wait_ms(
+      std::chrono::duration<double, std::milli>(estimate.expected_wait).count());
+  return response;
 }
 
 }  // namespace
 
-ModelService::ModelService(const ModelFacts* model) : model_(model) {}
+ModelService::ModelService(const ModelFacts* model, const Scheduler* scheduler)
+    : model_(model), scheduler_(scheduler) {}
 
 grpc::ServerUnaryReactor* ModelService::GetModelInfo(grpc::CallbackServerContext* context,
                                                      const v1::GetModelInfoRequest*,
                                                      v1::GetModelInfoResponse* response) {
   EchoRequestId(context);
   *response = MakeModelInfo(*model_);
-  return Finish(context, absl::OkStatus());
+  return FinishUnary(context, absl::OkStatus());
 }
 
 grpc::ServerUnaryReactor* ModelService::Tokenize(grpc::CallbackServerContext* context,
-                                                 const grpc::ByteBuffer* buffer,
+                                                 const grpc::ByteBuffer* request_buffer,
                                                  grpc::ByteBuffer* response_buffer) {
-  EchoRequestId(context);
-  v1::TokenizeRequest request;
-  if (absl::Status status = ParseMessage(*buffer, &request); !status.ok()) {
-    return Finish(context, status);
-  }
-  v1::TokenizeResponse response;
-  if (request.add_bos() && model_->config.bos_token_id.has_value()) {
-    response.add_token_ids(*model_->config.bos_token_id);
-  }
-  const std::vector<TokenId> tokens = model_->tokenizer->Encode(request.text());
-  response.mutable_token_ids()->Add(tokens.begin(), tokens.end());
-  *response_buffer = SerializeMessage(response);
-  return Finish(context, absl::OkStatus());
+  return AnswerUnary<v1::TokenizeRequest>(
+      context, *request_buffer, *response_buffer,
+      [&](const v1::TokenizeRequest& request) -> absl::StatusOr<v1::TokenizeResponse> {
+        const std::vector<TokenId> tokens = request.add_bos()
+                                                ? EncodeFromBos(request.text(), *model_)
+                                                : model_->tokenizer->Encode(request.text());
+        v1::TokenizeResponse response;
+        response.mutable_token_ids()->Add(tokens.begin(), tokens.end());
+        return response;
+      });
 }
 
 grpc::ServerUnaryReactor* ModelService::Detokenize(grpc::CallbackServerContext* context,
@@ -96,13 +142,23 @@ grpc::ServerUnaryReactor* ModelService::Detokenize(grpc::CallbackServerContext* 
   for (int i = 0; i < request->token_ids_size(); ++i) {
     const TokenId id = request->token_ids(i);
     if (id < 0 || id >= vocab_size) {
-      return Finish(context, absl::InvalidArgumentError(absl::StrCat(
-                                 "token_ids[", i, "]: expected [0, ", vocab_size, "), got ", id)));
+      return FinishUnary(
+          context, absl::InvalidArgumentError(absl::StrCat("token_ids[", i, "]: expected [0, ",
+                                                           vocab_size, "), got ", id)));
     }
   }
   const auto& ids = request->token_ids();
   response->set_text(model_->tokenizer->Decode({ids.data(), static_cast<size_t>(ids.size())}));
-  return Finish(context, absl::OkStatus());
+  return FinishUnary(context, absl::OkStatus());
+}
+
+grpc::ServerUnaryReactor* ModelService::EstimateCost(grpc::CallbackServerContext* context,
+                                                     const grpc::ByteBuffer* request_buffer,
+                                                     grpc::ByteBuffer* response_buffer) {
+  return AnswerUnary<v1::EstimateCostRequest>(
+      context, *request_buffer, *response_buffer, [&](const v1::EstimateCostRequest& request) {
+        return photon::EstimateCost(request, *model_, *scheduler_);
+      });
 }
 
 }  // namespace photon

@@ -2,18 +2,20 @@
 #pragma once
 
 #include "photon/v1/model.grpc.pb.h"
+#include "scheduler/scheduler.h"
 #include "server/model_facts.h"
 
 namespace photon {
 
-// Tokenize's requests arrive as bytes: see byte_buffer_codec.h.
-class ModelService final
-    : public v1::ModelService::WithCallbackMethod_GetModelInfo<
-          v1::ModelService::WithRawCallbackMethod_Tokenize<
-              v1::ModelService::WithCallbackMethod_Detokenize<v1::ModelService::Service>>> {
+// Requests with text arrive as bytes: see byte_buffer_codec.h.
+class ModelService final : public v1::ModelService::WithCallbackMethod_GetModelInfo<
+                               v1::ModelService::WithRawCallbackMethod_Tokenize<
+                                   v1::ModelService::WithCallbackMethod_Detokenize<
+                                       v1::ModelService::WithRawCallbackMethod_EstimateCost<
+                                           v1::ModelService::Service>>>> {
  public:
-  // `model` outlives the gRPC server.
-  explicit ModelService(const ModelFacts* model);
+  // What is borrowed outlives the gRPC server.
+  ModelService(const ModelFacts* model, const Scheduler* scheduler);
 
   grpc::ServerUnaryReactor* GetModelInfo(grpc::CallbackServerContext* context,
                                          const v1::GetModelInfoRequest* request,
@@ -24,9 +26,13 @@ class ModelService final
   grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
                                        const v1::DetokenizeRequest* request,
                                        v1::DetokenizeResponse* response) override;
+  grpc::ServerUnaryReactor* EstimateCost(grpc::CallbackServerContext* context,
+                                         const grpc::ByteBuffer* request,
+                                         grpc::ByteBuffer* response) override;
 
  private:
   const ModelFacts* const model_;
+  const Scheduler* const scheduler_;
 };
 
 }  // namespace photon

@@ -6,7 +6,6 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <string_view>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -19,47 +18,7 @@ namespace {
 // For the last messages of streams to reach their clients.
 constexpr std::chrono::seconds kFlushTimeout{2};
 
-// "127.0.0.1:50051", "[::1]:0", "localhost:1", "unix:/run/photon.sock".
-bool IsLoopback(std::string_view address) {
-  if (address.starts_with("unix:") || address.starts_with("unix-abstract:")) return true;
-  const std::string_view host = address.substr(0, address.rfind(':'));
-  return host == "localhost" || host == "[::1]" || host.starts_with("127.");
-}
-
-bool HasPort(std::string_view address) {
-  if (address.starts_with("unix:") || address.starts_with("unix-abstract:")) return true;
-  const size_t colon = address.rfind(':');
-  if (colon == std::string_view::npos || colon == 0) return false;
-  const std::string_view port = address.substr(colon + 1);
-  return !port.empty() && port.size() <= 5 &&
-         std::all_of(port.begin(), port.end(), [](char c) { return c >= '0' && c <= '9'; });
-}
-
 }  // namespace
-
-std::vector<std::string> ServerOptions::Validate() const {
-  std::vector<std::string> problems;
-  const auto expect_at_least = [&](const char* name, int64_t least, int64_t value,
-                                   const char* unit) {
-    if (value >= least) return;
-    problems.push_back(
-        absl::StrCat(name, ": expected ", least, unit, " or more, got ", value, unit));
-  };
-  if (!HasPort(listen)) {
-    problems.push_back(absl::StrCat("listen: expected ADDRESS:PORT or unix:PATH, got ", listen));
-  } else if (!insecure && !IsLoopback(listen)) {
-    problems.push_back(
-        absl::StrCat("listen: plaintext on ", listen, " can be read by others; needs --insecure"));
-  }
-  expect_at_least("drain_timeout", 0, drain_timeout.count(), " ms");
-  expect_at_least("max_message_bytes", 1024, max_message_bytes, "");
-  expect_at_least("max_unread_bytes", 1024, max_unread_bytes, "");
-  expect_at_least("max_streams_per_connection", 1, max_streams_per_connection, "");
-  expect_at_least("keepalive_interval", 1000, keepalive_interval.count(), " ms");
-  expect_at_least("keepalive_timeout", 1000, keepalive_timeout.count(), " ms");
-  expect_at_least("min_client_ping_interval", 0, min_client_ping_interval.count(), " ms");
-  return problems;
-}
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& options,
                                                       const SchedulerOptions& scheduler_options,
@@ -80,8 +39,11 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   if (!scheduler.ok()) problems.emplace_back(scheduler.status().message());
   if (!problems.empty()) return absl::InvalidArgumentError(absl::StrJoin(problems, "\n"));
 
+  ServerOptions capped = options;
+  capped.requests.max_sequences =
+      std::min(options.requests.max_sequences, scheduler_options.max_queue);
   std::unique_ptr<Server> server(
-      new Server(options, std::move(model), std::move(clock), *std::move(scheduler)));
+      new Server(capped, std::move(model), std::move(clock), *std::move(scheduler)));
   if (absl::Status status = server->Listen(); !status.ok()) return status;
   return server;
 }
@@ -92,11 +54,18 @@ Server::Server(const ServerOptions& options, ModelFacts model, std::unique_ptr<S
       model_(std::move(model)),
       clock_(std::move(clock)),
       scheduler_(std::move(scheduler)),
-      health_service_({v1::GenerationService::service_full_name(),
-                       v1::ModelService::service_full_name(),
-                       grpc::health::v1::Health::service_full_name()}),
-      generation_service_(&model_, scheduler_.get(), options.max_unread_bytes),
-      model_service_(&model_) {}
+      health_service_(
+          {v1::GenerationService::service_full_name(), v1::DocumentService::service_full_name(),
+           v1::ModelService::service_full_name(), grpc::health::v1::Health::service_full_name()}),
+      generation_service_(&model_, Calls(), options.requests),
+      document_service_(&model_, Calls(), clock_.get(), options.requests, options.documents),
+      model_service_(&model_, scheduler_.get()) {}
+
+CallEnvironment Server::Calls() const {
+  return {.scheduler = scheduler_.get(),
+          .tokenizer = model_.tokenizer,
+          .max_unread_bytes = options_.max_unread_bytes};
+}
 
 absl::Status Server::Listen() {
   const auto milliseconds = [](std::chrono::milliseconds value) {
@@ -117,6 +86,7 @@ absl::Status Server::Listen() {
                              milliseconds(options_.min_client_ping_interval));
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   builder.RegisterService(&generation_service_);
+  builder.RegisterService(&document_service_);
   builder.RegisterService(&model_service_);
   builder.RegisterService(&health_service_);
   grpc_server_ = builder.BuildAndStart();

@@ -6,48 +6,23 @@
 
 #include <grpcpp/server.h>
 
-#include <chrono>
-#include <cstdint>
 #include <memory>
 #include <string>
 #include <thread>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/engine.h"
 #include "scheduler/clock.h"
 #include "scheduler/scheduler.h"
+#include "server/document_service.h"
 #include "server/generation_service.h"
 #include "server/health_service.h"
 #include "server/model_facts.h"
 #include "server/model_service.h"
+#include "server/options.h"
 
 namespace photon {
-
-struct ServerOptions {
-  // Address and port, or "unix:PATH". Port 0 takes a free one.
-  std::string listen = "127.0.0.1:50051";
-  // Allows plaintext on addresses other than loopback ones.
-  bool insecure = false;
-  // How long a drain lets accepted requests go on.
-  std::chrono::milliseconds drain_timeout{30'000};
-  // Of a request message.
-  int max_message_bytes = 4 << 20;
-  // Output that a client may leave unread before its request ends.
-  int64_t max_unread_bytes = 1 << 20;
-  // Calls at a time of one connection; more wait at the client.
-  int max_streams_per_connection = 1024;
-  // A connection without traffic for so long is pinged, and closed if no answer comes in
-  // keepalive_timeout.
-  std::chrono::milliseconds keepalive_interval{60'000};
-  std::chrono::milliseconds keepalive_timeout{20'000};
-  // Clients that ping more often than this lose their connection.
-  std::chrono::milliseconds min_client_ping_interval{10'000};
-
-  // Every problem: "drain_timeout: expected 0 or more, got -1 ms".
-  std::vector<std::string> Validate() const;
-};
 
 class Server {
  public:
@@ -76,8 +51,11 @@ class Server {
   SchedulerStats stats() const { return scheduler_->stats(); }
 
  private:
+  // `options` with limits that the scheduler's queue allows.
   Server(const ServerOptions& options, ModelFacts model, std::unique_ptr<SteadyClock> clock,
          std::unique_ptr<Scheduler> scheduler);
+
+  CallEnvironment Calls() const;
 
   absl::Status Listen();
   void RunSteps();
@@ -89,6 +67,7 @@ class Server {
   const std::unique_ptr<Scheduler> scheduler_;
   HealthService health_service_;
   GenerationService generation_service_;
+  DocumentService document_service_;
   ModelService model_service_;
   std::unique_ptr<grpc::Server> grpc_server_;
   std::string address_;

@@ -128,10 +128,18 @@ CharsMap::Match TextNormalizer::NormalizePrefix(std::string_view text) const {
 }
 
 std::string TextNormalizer::Normalize(std::string_view text) const {
+  return Normalize(text, /*begins=*/true);
+}
+
+std::string TextNormalizer::NormalizeContinuation(std::string_view text) const {
+  return Normalize(text, /*begins=*/false);
+}
+
+std::string TextNormalizer::Normalize(std::string_view text, bool begins) const {
   const bool squeeze = options_.remove_extra_whitespaces;
   const std::string_view space = options_.escape_whitespaces ? kSpaceSymbol : " ";
 
-  if (squeeze) {
+  if (squeeze && begins) {
     while (!text.empty()) {
       const CharsMap::Match match = NormalizePrefix(text);
       if (match.replacement != " ") break;
@@ -142,8 +150,8 @@ std::string TextNormalizer::Normalize(std::string_view text) const {
   if (text.empty()) return normalized;
   normalized.reserve(text.size() + text.size() / 2 + space.size());
 
-  if (options_.add_dummy_prefix && !options_.whitespace_as_suffix) normalized += space;
-  bool after_space = squeeze;
+  if (begins && options_.add_dummy_prefix && !options_.whitespace_as_suffix) normalized += space;
+  bool after_space = squeeze && begins;
   while (!text.empty()) {
     const CharsMap::Match match = NormalizePrefix(text);
     text.remove_prefix(match.length);

@@ -68,12 +68,17 @@ class TextNormalizer {
   // A byte of `text` that starts no UTF-8 character becomes U+FFFD.
   std::string Normalize(std::string_view text) const;
 
+  // Of a text that goes on from another: no dummy prefix, and white space at its beginning counts as
+  // white space inside a text does.
+  std::string NormalizeContinuation(std::string_view text) const;
+
   const Options& options() const { return options_; }
   const SymbolMatcher& symbols() const { return symbols_; }
 
  private:
   // Replaces one symbol, rule or character at the start of `text`; `length` is at least 1.
   CharsMap::Match NormalizePrefix(std::string_view text) const;
+  std::string Normalize(std::string_view text, bool begins) const;
 
   Options options_;
   CharsMap chars_map_;

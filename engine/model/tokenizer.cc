@@ -399,6 +399,11 @@ std::vector<TokenId> Tokenizer::Encode(std::string_view text) const {
   return Merger(*this, normalized).Run();
 }
 
+std::vector<TokenId> Tokenizer::EncodeContinuation(std::string_view text) const {
+  const std::string normalized = normalizer_.NormalizeContinuation(text);
+  return Merger(*this, normalized).Run();
+}
+
 std::string Tokenizer::Decode(std::span<const TokenId> tokens) const {
   Detokenizer detokenizer(*this);
   std::string text;

@@ -16,18 +16,18 @@ std::vector<SampledToken> Sampled(const std::vector<TokenId>& ids) {
   return tokens;
 }
 
-Generation AfterBos() {
-  Generation generation;
-  generation.sequence.prompt = {1};
-  return generation;
+Query AfterBos() {
+  Query query;
+  query.sequence.prompt = {1};
+  return query;
 }
 
 TEST(GenerationOutput, EndsAtTheTokenThatCompletesAStopString) {
   const std::vector<TokenId> ids = TestTokenizer().Encode("The fox ran home. The owl slept.");
   for (size_t batch = 1; batch <= ids.size(); ++batch) {
-    Generation generation = AfterBos();
-    generation.stop_strings = {"zzz", "me. T"};
-    GenerationOutput output(generation, TestTokenizer());
+    Query query = AfterBos();
+    query.stop_strings = {"zzz", "me. T"};
+    GenerationOutput output(query, TestTokenizer());
     v1::GenerateResponse message;
     size_t accepted = 0;
     const std::vector<SampledToken> tokens = Sampled(ids);
@@ -54,9 +54,9 @@ TEST(GenerationOutput, EndsAtTheTokenThatCompletesAStopString) {
 
 TEST(GenerationOutput, CountsAStopTokenButShowsNoTextOfIt) {
   const TokenId stop = TestTokenizer().Encode("fox").back();
-  Generation generation = AfterBos();
-  generation.stop_tokens = {2, stop};
-  GenerationOutput output(generation, TestTokenizer());
+  Query query = AfterBos();
+  query.sequence.stop_tokens = {2, stop};
+  GenerationOutput output(query, TestTokenizer());
   v1::GenerateResponse message;
   const std::vector<TokenId> the = TestTokenizer().Encode("the");
   EXPECT_FALSE(output.Append(Sampled(the), message).has_value());
@@ -83,9 +83,9 @@ TEST(GenerationOutput, HoldsBackUnfinishedCharacters) {
 }
 
 TEST(GenerationOutput, GivesEverythingBackAtTheEnd) {
-  Generation generation = AfterBos();
-  generation.stop_strings = {"fox and owl"};
-  GenerationOutput output(generation, TestTokenizer());
+  Query query = AfterBos();
+  query.stop_strings = {"fox and owl"};
+  GenerationOutput output(query, TestTokenizer());
   v1::GenerateResponse first, last;
   output.Append(Sampled(TestTokenizer().Encode("the fox and")), first);
   EXPECT_EQ(first.text(), "the ");
@@ -95,9 +95,9 @@ TEST(GenerationOutput, GivesEverythingBackAtTheEnd) {
 }
 
 TEST(GenerationOutput, ReportsLogprobsIfAsked) {
-  Generation generation = AfterBos();
-  generation.logprobs = true;
-  GenerationOutput output(generation, TestTokenizer());
+  Query query = AfterBos();
+  query.logprobs = true;
+  GenerationOutput output(query, TestTokenizer());
   const TokenLogprob top[] = {{7, -0.25f}, {8, -2.0f}};
   SampledToken token;
   token.token = 8;

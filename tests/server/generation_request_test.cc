@@ -22,28 +22,28 @@ constexpr uint64_t kSeed = 77;
 TEST(GenerateRequest, GetsEveryDefault) {
   v1::GenerateRequest request;
   request.mutable_prompt()->set_text("the fox");
-  const auto generation = ParseGenerateRequest(request, TestModel(), kSeed);
-  ASSERT_TRUE(generation.ok()) << generation.status();
+  const auto query = ParseGenerateRequest(request, TestModel(), RequestLimits(), kSeed);
+  ASSERT_TRUE(query.ok()) << query.status();
   std::vector<TokenId> prompt = TestTokenizer().Encode("the fox");
   prompt.insert(prompt.begin(), 1);
-  EXPECT_EQ(generation->sequence.prompt, prompt);
-  EXPECT_EQ(generation->sequence.max_tokens, 16);
-  EXPECT_EQ(generation->sequence.mode, GenerationMode::kExact);
-  EXPECT_EQ(generation->sequence.sampling.temperature, 1.0f);
-  EXPECT_EQ(generation->sequence.sampling.top_p, 1.0f);
-  EXPECT_EQ(generation->sequence.sampling.seed, kSeed);
-  EXPECT_THAT(generation->stop_tokens, ElementsAre(2));
-  EXPECT_FALSE(generation->logprobs);
+  EXPECT_EQ(query->sequence.prompt, prompt);
+  EXPECT_EQ(query->sequence.max_tokens, 16);
+  EXPECT_EQ(query->sequence.mode, GenerationMode::kExact);
+  EXPECT_EQ(query->sequence.sampling.temperature, 1.0f);
+  EXPECT_EQ(query->sequence.sampling.top_p, 1.0f);
+  EXPECT_EQ(query->sequence.sampling.seed, kSeed);
+  EXPECT_THAT(query->sequence.stop_tokens, ElementsAre(2));
+  EXPECT_FALSE(query->logprobs);
 }
 
 TEST(GenerateRequest, KeepsZerosThatTheClientSet) {
   v1::GenerateRequest request;
   request.mutable_parameters()->mutable_sampling()->set_temperature(0);
   request.mutable_parameters()->mutable_sampling()->set_seed(0);
-  const auto generation = ParseGenerateRequest(request, TestModel(), kSeed);
-  ASSERT_TRUE(generation.ok());
-  EXPECT_EQ(generation->sequence.sampling.temperature, 0);
-  EXPECT_EQ(generation->sequence.sampling.seed, 0u);
+  const auto query = ParseGenerateRequest(request, TestModel(), RequestLimits(), kSeed);
+  ASSERT_TRUE(query.ok());
+  EXPECT_EQ(query->sequence.sampling.temperature, 0);
+  EXPECT_EQ(query->sequence.sampling.seed, 0u);
 }
 
 TEST(GenerateRequest, StartsFromBosWithoutAPrompt) {
@@ -51,35 +51,35 @@ TEST(GenerateRequest, StartsFromBosWithoutAPrompt) {
   no_text.mutable_prompt()->set_text("");
   no_ids.mutable_prompt()->mutable_token_ids();
   for (const auto& request : {unset, no_text, no_ids}) {
-    const auto generation = ParseGenerateRequest(request, TestModel(), kSeed);
-    ASSERT_TRUE(generation.ok());
-    EXPECT_THAT(generation->sequence.prompt, ElementsAre(1));
+    const auto query = ParseGenerateRequest(request, TestModel(), RequestLimits(), kSeed);
+    ASSERT_TRUE(query.ok());
+    EXPECT_THAT(query->sequence.prompt, ElementsAre(1));
   }
 }
 
 TEST(GenerateRequest, TakesTokenIdsAsTheyAre) {
   v1::GenerateRequest request;
   for (int id : {5, 6, 7}) request.mutable_prompt()->mutable_token_ids()->add_ids(id);
-  const auto generation = ParseGenerateRequest(request, TestModel(), kSeed);
-  ASSERT_TRUE(generation.ok());
-  EXPECT_THAT(generation->sequence.prompt, ElementsAre(5, 6, 7));
+  const auto query = ParseGenerateRequest(request, TestModel(), RequestLimits(), kSeed);
+  ASSERT_TRUE(query.ok());
+  EXPECT_THAT(query->sequence.prompt, ElementsAre(5, 6, 7));
 }
 
 TEST(GenerateRequest, DefaultsToWhatTheContextLeaves) {
   v1::GenerateRequest request;
   for (int i = 0; i < 4090; ++i) request.mutable_prompt()->mutable_token_ids()->add_ids(9);
-  const auto generation = ParseGenerateRequest(request, TestModel(), kSeed);
-  ASSERT_TRUE(generation.ok());
-  EXPECT_EQ(generation->sequence.max_tokens, 6);
+  const auto query = ParseGenerateRequest(request, TestModel(), RequestLimits(), kSeed);
+  ASSERT_TRUE(query.ok());
+  EXPECT_EQ(query->sequence.max_tokens, 6);
 }
 
 TEST(GenerateRequest, IgnoresTheModelsEndOfTextOnRequest) {
   v1::GenerateRequest request;
   request.mutable_parameters()->mutable_stop()->set_ignore_eos(true);
   request.mutable_parameters()->mutable_stop()->add_token_ids(50);
-  const auto generation = ParseGenerateRequest(request, TestModel(), kSeed);
-  ASSERT_TRUE(generation.ok());
-  EXPECT_THAT(generation->stop_tokens, ElementsAre(50));
+  const auto query = ParseGenerateRequest(request, TestModel(), RequestLimits(), kSeed);
+  ASSERT_TRUE(query.ok());
+  EXPECT_THAT(query->sequence.stop_tokens, ElementsAre(50));
 }
 
 struct BadRequest {
@@ -151,9 +151,9 @@ TEST(GenerateRequest, NamesTheFieldAndItsLimit) {
   for (const BadRequest& bad : cases) {
     v1::GenerateRequest request;
     bad.spoil(request);
-    const auto generation = ParseGenerateRequest(request, TestModel(), kSeed);
-    EXPECT_EQ(generation.status().code(), absl::StatusCode::kInvalidArgument) << bad.message;
-    EXPECT_THAT(std::string(generation.status().message()), HasSubstr(bad.message));
+    const auto query = ParseGenerateRequest(request, TestModel(), RequestLimits(), kSeed);
+    EXPECT_EQ(query.status().code(), absl::StatusCode::kInvalidArgument) << bad.message;
+    EXPECT_THAT(std::string(query.status().message()), HasSubstr(bad.message));
   }
 }
 
@@ -161,7 +161,7 @@ TEST(GenerateRequest, NamesEveryProblemAtOnce) {
   v1::GenerateRequest request;
   request.mutable_parameters()->mutable_sampling()->set_top_p(2);
   request.mutable_parameters()->set_max_tokens(-1);
-  const auto status = ParseGenerateRequest(request, TestModel(), kSeed).status();
+  const auto status = ParseGenerateRequest(request, TestModel(), RequestLimits(), kSeed).status();
   EXPECT_THAT(std::string(status.message()), HasSubstr("parameters.sampling.top_p"));
   EXPECT_THAT(std::string(status.message()), HasSubstr("parameters.max_tokens"));
 }

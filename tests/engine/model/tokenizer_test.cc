@@ -286,6 +286,36 @@ TEST(TokenizerCreate, RefusesUnsoundModels) {
   }
 }
 
+// With and without the dummy prefix and whitespace clean-up, text cut anywhere decodes as one.
+TEST_P(GoldenModel, ContinuesATextWithoutASeam) {
+  const auto loaded = Tokenizer::Load(std::string(kData) + GetParam() + ".model");
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  const Tokenizer& tokenizer = **loaded;
+  const std::string text = "The fox ran home. What did the owl do?";
+  for (size_t cut = 1; cut < text.size(); ++cut) {
+    std::vector<TokenId> tokens = tokenizer.Encode(text.substr(0, cut));
+    for (const TokenId id : tokenizer.EncodeContinuation(text.substr(cut))) tokens.push_back(id);
+    const bool ends_with_space = text[cut - 1] == ' ';
+    if (ends_with_space && tokenizer.normalization().remove_extra_whitespaces) continue;
+    EXPECT_EQ(tokenizer.Decode(tokens), tokenizer.Decode(tokenizer.Encode(text))) << cut;
+  }
+  EXPECT_THAT(tokenizer.EncodeContinuation(""), IsEmpty());
+}
+
+TEST(TokenizerContinuation, KeepsItsOwnLeadingSpaceAndGetsNoOther) {
+  ModelProto model = BareModel();
+  model.mutable_normalizer_spec()->set_add_dummy_prefix(true);
+  AddPiece(model, "▁", -1);
+  AddPiece(model, "a", -2);
+  const auto keeping = Create(model);
+  EXPECT_THAT(keeping->EncodeContinuation("a"), ElementsAre(4));
+  EXPECT_THAT(keeping->EncodeContinuation("  a"), ElementsAre(3, 3, 4));
+  model.mutable_normalizer_spec()->set_remove_extra_whitespaces(true);
+  const auto cleaning = Create(model);
+  EXPECT_THAT(cleaning->EncodeContinuation("  a  a "), ElementsAre(3, 4, 3, 4));
+  EXPECT_THAT(cleaning->Encode("  a"), ElementsAre(3, 4));
+}
+
 TEST(TokenizerCreate, RefusesOtherKindsOfModels) {
   ModelProto model = BareModel();
   model.mutable_trainer_spec()->set_model_type(sentencepiece::TrainerSpec::UNIGRAM);

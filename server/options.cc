@@ -1,0 +1,63 @@
+#include "server/options.h"
+
+#include <algorithm>
+#include <string_view>
+
+#include "absl/strings/str_cat.h"
+
+namespace photon {
+namespace {
+
+// "127.0.0.1:50051", "[::1]:0", "localhost:1", "unix:/run/photon.sock".
+bool IsLoopback(std::string_view address) {
+  if (address.starts_with("unix:") || address.starts_with("unix-abstract:")) return true;
+  const std::string_view host = address.substr(0, address.rfind(':'));
+  return host == "localhost" || host == "[::1]" || host.starts_with("127.");
+}
+
+bool HasPort(std::string_view address) {
+  if (address.starts_with("unix:") || address.starts_with("unix-abstract:")) return true;
+  const size_t colon = address.rfind(':');
+  if (colon == std::string_view::npos || colon == 0) return false;
+  const std::string_view port = address.substr(colon + 1);
+  return !port.empty() && port.size() <= 5 &&
+         std::all_of(port.begin(), port.end(), [](char c) { return c >= '0' && c <= '9'; });
+}
+
+}  // namespace
+
+std::vector<std::string> ServerOptions::Validate() const {
+  std::vector<std::string> problems;
+  const auto expect_at_least = [&](const char* name, int64_t least, int64_t value,
+                                   const char* unit) {
+    if (value >= least) return;
+    problems.push_back(
+        absl::StrCat(name, ": expected ", least, unit, " or more, got ", value, unit));
+  };
+  if (!HasPort(listen)) {
+    problems.push_back(absl::StrCat("listen: expected ADDRESS:PORT or unix:PATH, got ", listen));
+  } else if (!insecure && !IsLoopback(listen)) {
+    problems.push_back(
+        absl::StrCat("listen: plaintext on ", listen, " can be read by others; needs --insecure"));
+  }
+  expect_at_least("drain_timeout", 0, drain_timeout.count(), " ms");
+  expect_at_least("max_message_bytes", 1024, max_message_bytes, "");
+  expect_at_least("max_unread_bytes", 1024, max_unread_bytes, "");
+  expect_at_least("max_streams_per_connection", 1, max_streams_per_connection, "");
+  expect_at_least("keepalive_interval", 1000, keepalive_interval.count(), " ms");
+  expect_at_least("keepalive_timeout", 1000, keepalive_timeout.count(), " ms");
+  expect_at_least("min_client_ping_interval", 0, min_client_ping_interval.count(), " ms");
+  expect_at_least("requests.max_samples", 1, requests.max_samples, "");
+  expect_at_least("requests.max_prompts", 1, requests.max_prompts, "");
+  expect_at_least("requests.max_questions", 1, requests.max_questions, "");
+  expect_at_least("requests.max_sequences", 1, requests.max_sequences, "");
+  expect_at_least("documents.max_per_tenant", 0, documents.max_per_tenant, "");
+  expect_at_least("documents.max_in_total", 0, documents.max_in_total, "");
+  expect_at_least("documents.max_bytes", 1, documents.max_bytes, "");
+  expect_at_least("documents.max_name_bytes", 0, documents.max_name_bytes, "");
+  expect_at_least("documents.default_ttl", 1, documents.default_ttl.count(), " s");
+  expect_at_least("documents.max_ttl", 1, documents.max_ttl.count(), " s");
+  return problems;
+}
+
+}  // namespace photon

@@ -1,0 +1,163 @@
+// Clients that leave, deadlines, a full queue, drain, and an engine that fails.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "tests/server/server_fixture.h"
+
+namespace photon {
+namespace {
+
+TEST_F(ServerTest, FreesTheRowOfAClientThatLeaves) {
+  Start();
+  CloseGate();
+  grpc::ClientContext context;
+  const auto reader = generation_->Generate(&context, Request(4000));
+  gate_.Allow(1);
+  v1::GenerateResponse message;
+  ASSERT_TRUE(reader->Read(&message));
+  context.TryCancel();
+  EXPECT_EQ(ReadAll(*reader).status.error_code(), grpc::StatusCode::CANCELLED);
+  gate_.Open();
+  EXPECT_TRUE(Eventually([&] { return server_->stats().num_running == 0; }));
+  EXPECT_LT(server_->stats().generated_tokens, 4000);
+}
+
+TEST_F(ServerTest, EndsRequestsAtTheirDeadline) {
+  EngineShape shape = TestShape();
+  shape.max_rows = 1;
+  Start(shape);
+  CloseGate();
+  const auto deadline = std::chrono::system_clock::now() + std::chrono::milliseconds(100);
+  grpc::ClientContext running_context, waiting_context;
+  running_context.set_deadline(deadline);
+  waiting_context.set_deadline(deadline);
+  const auto running = generation_->Generate(&running_context, Request(4000));
+  const auto waiting = generation_->Generate(&waiting_context, Request(4000));
+  EXPECT_EQ(ReadAll(*running).status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_EQ(ReadAll(*waiting).status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  gate_.Open();
+  EXPECT_TRUE(Eventually([&] {
+    const SchedulerStats stats = server_->stats();
+    return stats.num_running + stats.num_waiting == 0;
+  }));
+  EXPECT_EQ(server_->stats().pages_in_use, 0);
+}
+
+TEST_F(ServerTest, RefusesWhatItsQueueCannotHold) {
+  EngineShape shape = TestShape();
+  shape.max_rows = 1;
+  Start(shape, {.max_queue = 1});
+  CloseGate();
+  grpc::ClientContext running_context, waiting_context, refused_context;
+  const auto running = generation_->Generate(&running_context, Request(8));
+  gate_.AwaitStep(1);
+  const auto waiting = generation_->Generate(&waiting_context, Request(8));
+  ASSERT_TRUE(Eventually([&] { return server_->stats().num_waiting == 1; }));
+  const auto refused = generation_->Generate(&refused_context, Request(8));
+  EXPECT_EQ(ReadAll(*refused).status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(refused_context.GetServerTrailingMetadata().count("grpc-retry-pushback-ms"), 1u);
+  gate_.Open();
+  EXPECT_TRUE(ReadAll(*running).status.ok());
+  EXPECT_TRUE(ReadAll(*waiting).status.ok());
+}
+
+TEST_F(ServerTest, DrainsRunningStreamsAndRefusesNewOnes) {
+  Start();
+  CloseGate();
+  grpc::ClientContext watch_context;
+  const auto watch = health_->Watch(&watch_context, HealthCheckRequest());
+  HealthCheckResponse health;
+  ASSERT_TRUE(watch->Read(&health));
+  EXPECT_EQ(health.status(), HealthCheckResponse::SERVING);
+
+  grpc::ClientContext context;
+  const auto running = generation_->Generate(&context, Request(50));
+  gate_.AwaitStep(1);
+  server_->Drain();
+  ASSERT_TRUE(watch->Read(&health));
+  EXPECT_EQ(health.status(), HealthCheckResponse::NOT_SERVING);
+  EXPECT_EQ(Health(), HealthCheckResponse::NOT_SERVING);
+  EXPECT_EQ(Generate(Request(5)).status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  gate_.Open();
+  const Reply reply = ReadAll(*running);
+  EXPECT_TRUE(reply.status.ok());
+  EXPECT_EQ(reply.result.finish_reason(), v1::FINISH_REASON_LENGTH);
+  EXPECT_EQ(reply.token_ids.size(), 50u);
+  EXPECT_TRUE(server_->Wait().ok());
+  EXPECT_FALSE(watch->Read(&health));
+}
+
+TEST_F(ServerTest, EndsStreamsWithPartialTextWhenTheDrainTimesOut) {
+  options_.drain_timeout = std::chrono::milliseconds(0);
+  EngineShape shape = TestShape();
+  shape.max_rows = 1;
+  Start(shape);
+  CloseGate();
+  grpc::ClientContext running_context, waiting_context;
+  const auto running = generation_->Generate(&running_context, Request(4000));
+  gate_.AwaitStep(1);
+  const auto waiting = generation_->Generate(&waiting_context, Request(4000));
+  ASSERT_TRUE(Eventually([&] { return server_->stats().num_waiting == 1; }));
+  gate_.Allow(2);
+  gate_.AwaitStep(3);
+  server_->Drain();
+  gate_.Open();
+  const Reply reply = ReadAll(*running);
+  EXPECT_TRUE(reply.status.ok());
+  EXPECT_EQ(reply.result.finish_reason(), v1::FINISH_REASON_DRAIN);
+  EXPECT_EQ(reply.token_ids.size(), 11u);  // three steps of 4, after a forced BOS
+  EXPECT_EQ(ReadAll(*waiting).status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_TRUE(server_->Wait().ok());
+}
+
+TEST_F(ServerTest, TellsEveryoneWhenTheEngineFails) {
+  Start();
+  grpc::ClientContext watch_context;
+  const auto watch = health_->Watch(&watch_context, HealthCheckRequest());
+  HealthCheckResponse health;
+  ASSERT_TRUE(watch->Read(&health));
+  engine_->on_step = [](std::span<const Row>) { return absl::InternalError("device lost"); };
+  EXPECT_EQ(Generate(Request(5)).status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  ASSERT_TRUE(watch->Read(&health));
+  EXPECT_EQ(health.status(), HealthCheckResponse::NOT_SERVING);
+  EXPECT_EQ(server_->Wait(), absl::InternalError("device lost"));
+}
+
+TEST_F(ServerTest, ServesManyClientsWhoComeAndGo) {
+  Start();
+  std::vector<std::thread> clients;
+  for (int client = 0; client < 16; ++client) {
+    clients.emplace_back([&, client] {
+      for (int i = 0; i < 12; ++i) {
+        const int max_tokens = 1 + (client * 7 + i * 13) % 60;
+        const std::string prompt(static_cast<size_t>(client * 5 + i), 'a');
+        if ((client + i) % 3 == 0) {
+          grpc::ClientContext context;
+          const auto reader = generation_->Generate(&context, Request(4000, prompt));
+          v1::GenerateResponse message;
+          if (i % 2 == 0) reader->Read(&message);
+          context.TryCancel();
+          ReadAll(*reader);
+          continue;
+        }
+        const Reply reply = Generate(Request(max_tokens, prompt));
+        ASSERT_TRUE(reply.status.ok()) << reply.status.error_message();
+        std::vector<TokenId> tokens = TestTokenizer().Encode(prompt);
+        tokens.insert(tokens.begin(), 1);
+        Sampling sampling;
+        sampling.seed = 1;
+        ASSERT_EQ(reply.token_ids, Continue(*engine_, tokens, max_tokens, sampling));
+      }
+    });
+  }
+  for (std::thread& client : clients) client.join();
+  EXPECT_TRUE(Eventually([&] { return server_->stats().num_running == 0; }));
+}
+
+}  // namespace
+}  // namespace photon
