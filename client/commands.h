@@ -4,38 +4,22 @@
 
 #include <cstdint>
 #include <optional>
-#include <ostream>
-#include <stop_token>
 #include <string>
 #include <vector>
 
 #include "client/client.h"
+#include "client/terminal.h"
 
 namespace photon {
 
-inline constexpr int kSuccess = 0;
-inline constexpr int kFailed = 1;         // the call failed, or the service is not serving
-inline constexpr int kUsage = 2;          // the command line makes no sense
-inline constexpr int kInterrupted = 130;  // Ctrl-C, as shells report it
-
-// Where a command writes: results to `out`, everything about them to `err`.
-struct Terminal {
-  std::ostream& out;
-  std::ostream& err;
-  std::stop_token interrupted;
-};
-
 // Fields that are empty leave the choice to the server.
-struct GenerateOptions {
-  std::string prompt;
-  std::vector<int32_t> prompt_ids;  // replaces `prompt`
-  bool echo = false;                // write the prompt before its continuation
-
+struct ParameterOptions {
   v1::GenerationMode mode = v1::GENERATION_MODE_UNSPECIFIED;
   std::optional<int32_t> max_tokens;
   std::vector<std::string> stop;
   std::vector<int32_t> stop_ids;
   bool ignore_eos = false;
+  v1::Priority priority = v1::PRIORITY_UNSPECIFIED;
 
   std::optional<float> temperature;
   std::optional<int32_t> top_k;
@@ -43,14 +27,70 @@ struct GenerateOptions {
   std::optional<float> min_p;
   std::optional<uint64_t> seed;
 
-  bool ids = false;                     // write token ids, not text
-  bool logprobs = false;                // write a line per token: id, log-probability, alternatives
+  bool logprobs = false;
   std::optional<int32_t> top_logprobs;  // how many alternatives; implies logprobs
-  bool json = false;                    // write each message of the stream as a line of JSON
-  bool quiet = false;                   // no summary on `err`
+
+  std::optional<int32_t> n;
+  std::optional<v1::MajorityVote> vote;
+  bool best = false;         // the best of n
+  bool only_result = false;  // of a vote or the best of n: leave the samples out
 };
 
+// How the output of one or many samples is written.
+struct OutputOptions {
+  bool ids = false;    // token ids, not text
+  bool json = false;   // each message of the stream as a line of JSON
+  bool quiet = false;  // no summary on `err`
+};
+
+struct GenerateOptions {
+  std::string prompt;
+  std::vector<int32_t> prompt_ids;  // replaces `prompt`
+  bool echo = false;                // write the prompt before its continuation
+  ParameterOptions parameters;
+  OutputOptions output;
+};
+
+// One sample streams as it comes, with log-probabilities as a line per token: id, log-probability,
+// alternatives. Of several each is written when it has ended.
 int RunGenerate(Client& client, const GenerateOptions& options, const Terminal& terminal);
+
+struct BatchOptions {
+  std::vector<std::string> prompts;
+  ParameterOptions parameters;
+  OutputOptions output;
+};
+
+int RunBatch(Client& client, const BatchOptions& options, const Terminal& terminal);
+
+struct AskOptions {
+  std::string document_id;              // or:
+  std::optional<std::string> document;  // a text, kept for as long as the questions take
+  std::vector<std::string> questions;
+  ParameterOptions parameters;
+  OutputOptions output;
+};
+
+int RunAsk(Client& client, const AskOptions& options, const Terminal& terminal);
+
+struct CreateDocumentOptions {
+  std::string text;
+  std::string name;
+  std::optional<int32_t> ttl_s;
+  bool json = false;
+};
+
+// Writes the id of the new document, and what it holds on `err`.
+int RunCreateDocument(Client& client, const CreateDocumentOptions& options,
+                      const Terminal& terminal);
+int RunGetDocument(Client& client, const std::string& id, bool json, const Terminal& terminal);
+int RunListDocuments(Client& client, bool json, const Terminal& terminal);
+int RunExtendDocument(Client& client, const std::string& id, int32_t ttl_s, bool json,
+                      const Terminal& terminal);
+int RunDeleteDocument(Client& client, const std::string& id, const Terminal& terminal);
+
+int RunEstimate(Client& client, const v1::EstimateCostRequest& request, bool json,
+                const Terminal& terminal);
 
 int RunInfo(Client& client, bool json, const Terminal& terminal);
 

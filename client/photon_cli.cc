@@ -5,13 +5,17 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <fstream>
+#include <functional>
 #include <iostream>
 #include <iterator>
 #include <map>
+#include <memory>
 #include <optional>
+#include <sstream>
 #include <stop_token>
 #include <string>
 #include <thread>
@@ -68,15 +72,26 @@ struct TextSource {
   }
 };
 
-void AddGenerateOptions(CLI::App& command, GenerateOptions& options, TextSource& prompt) {
-  prompt.AddTo(command, "prompt");
-  command.add_option("--prompt-ids", options.prompt_ids, "The prompt as token ids: 1,306,17")
-      ->delimiter(',')
-      ->type_name("IDS")
-      ->allow_extra_args(false)
-      ->excludes("prompt")
-      ->excludes("--file");
+// "number", "text", "regex:PATTERN" or "json:POINTER"; throws CLI::ValidationError.
+v1::MajorityVote ParseVote(const std::string& text) {
+  v1::MajorityVote vote;
+  if (text == "number") {
+    vote.set_answer_source(v1::ANSWER_SOURCE_LAST_NUMBER);
+  } else if (text == "text") {
+    vote.set_answer_source(v1::ANSWER_SOURCE_WHOLE_TEXT);
+  } else if (text.starts_with("regex:")) {
+    vote.set_answer_source(v1::ANSWER_SOURCE_REGULAR_EXPRESSION);
+    vote.set_regular_expression(text.substr(6));
+  } else if (text.starts_with("json:")) {
+    vote.set_answer_source(v1::ANSWER_SOURCE_JSON_POINTER);
+    vote.set_json_pointer(text.substr(5));
+  } else {
+    throw CLI::ValidationError("--vote", "number, text, regex:PATTERN or json:POINTER");
+  }
+  return vote;
+}
 
+void AddParameters(CLI::App& command, ParameterOptions& options) {
   const std::string generation = "Generation";
   static const std::map<std::string, v1::GenerationMode> kModes = {
       {"exact", v1::GENERATION_MODE_EXACT},
@@ -88,6 +103,16 @@ void AddGenerateOptions(CLI::App& command, GenerateOptions& options, TextSource&
           "exact, hiergen or recgen; the server's default if left out")
       ->check(CLI::IsMember(kModes).description(""))
       ->type_name("MODE")
+      ->group(generation);
+  static const std::map<std::string, v1::Priority> kPriorities = {
+      {"low", v1::PRIORITY_LOW}, {"normal", v1::PRIORITY_NORMAL}, {"high", v1::PRIORITY_HIGH}};
+  command
+      .add_option_function<std::string>(
+          "--priority",
+          [&options](const std::string& name) { options.priority = kPriorities.at(name); },
+          "low, normal or high")
+      ->check(CLI::IsMember(kPriorities).description(""))
+      ->type_name("CLASS")
       ->group(generation);
   command.add_option("--max-tokens", options.max_tokens, "Most tokens to generate")
       ->type_name("N")
@@ -123,19 +148,260 @@ void AddGenerateOptions(CLI::App& command, GenerateOptions& options, TextSource&
       ->type_name("N")
       ->group(sampling);
 
+  const std::string samples = "Samples";
+  command.add_option("--n", options.n, "Samples of each prompt or question; default 1")
+      ->type_name("N")
+      ->group(samples);
+  auto* vote =
+      command
+          .add_option_function<std::string>(
+              "--vote", [&options](const std::string& text) { options.vote = ParseVote(text); },
+              "Majority of answers: number, text, regex:PATTERN or json:POINTER")
+          ->type_name("ANSWER")
+          ->group(samples);
+  command.add_flag("--best", options.best, "The sample with the highest mean log-probability")
+      ->group(samples)
+      ->excludes(vote);
+  command.add_flag("--only-result", options.only_result, "Leave the samples themselves out")
+      ->group(samples);
+
   const std::string output = "Output";
-  command.add_flag("--echo", options.echo, "Write the prompt before its continuation")
-      ->group(output);
-  command.add_flag("--ids", options.ids, "Write token ids instead of text")->group(output);
   command
       .add_flag("--logprobs", options.logprobs, "Write a line per token: id and log-probability")
       ->group(output);
   command.add_option("--top-logprobs", options.top_logprobs, "With N alternatives per token")
       ->type_name("N")
       ->group(output);
+}
+
+void AddOutput(CLI::App& command, OutputOptions& options) {
+  const std::string output = "Output";
+  command.add_flag("--ids", options.ids, "Write token ids instead of text")->group(output);
   command.add_flag("--json", options.json, "Write each message of the stream as a line of JSON")
       ->group(output);
   command.add_flag("--quiet", options.quiet, "No summary on standard error")->group(output);
+}
+
+// The lines of `text` that have something on them.
+std::vector<std::string> Lines(const std::string& text) {
+  std::vector<std::string> lines;
+  std::istringstream stream(text);
+  for (std::string line; std::getline(stream, line);) {
+    if (!line.empty()) lines.push_back(line);
+  }
+  return lines;
+}
+
+// A subcommand: what its arguments fill in, and what it then does.
+struct Command {
+  CLI::App* app = nullptr;
+  // Reads texts; throws CLI::ParseError. Called before `run`.
+  std::function<void()> prepare = [] {};
+  std::function<int(Client& client, const Terminal& terminal)> run;
+};
+
+// Makes a subcommand of `parent` with the options that all have.
+using AddApp =
+    std::function<CLI::App*(CLI::App& parent, const std::string& name, const std::string& about)>;
+
+void AddGenerationCommands(CLI::App& app, const AddApp& add, std::vector<Command>& commands) {
+  CLI::App* generate = add(app, "generate", "Continue a prompt; text streams as it is generated");
+  auto options = std::make_shared<GenerateOptions>();
+  auto prompt = std::make_shared<TextSource>();
+  prompt->AddTo(*generate, "prompt");
+  generate->add_option("--prompt-ids", options->prompt_ids, "The prompt as token ids: 1,306,17")
+      ->delimiter(',')
+      ->type_name("IDS")
+      ->allow_extra_args(false)
+      ->excludes("prompt")
+      ->excludes("--file");
+  AddParameters(*generate, options->parameters);
+  AddOutput(*generate, options->output);
+  generate->add_flag("--echo", options->echo, "Write the prompt before its continuation")
+      ->group("Output");
+  commands.push_back(
+      {.app = generate,
+       .prepare =
+           [=] {
+             if (options->prompt_ids.empty()) options->prompt = prompt->Read();
+           },
+       .run = [=](Client& client,
+                  const Terminal& terminal) { return RunGenerate(client, *options, terminal); }});
+
+  CLI::App* batch = add(app, "batch", "Continue many prompts, one on each line of a text");
+  auto batch_options = std::make_shared<BatchOptions>();
+  auto prompts = std::make_shared<TextSource>();
+  prompts->AddTo(*batch, "prompts");
+  AddParameters(*batch, batch_options->parameters);
+  AddOutput(*batch, batch_options->output);
+  commands.push_back({.app = batch,
+                      .prepare = [=] { batch_options->prompts = Lines(prompts->Read()); },
+                      .run =
+                          [=](Client& client, const Terminal& terminal) {
+                            return RunBatch(client, *batch_options, terminal);
+                          }});
+
+  CLI::App* ask = add(app, "ask", "Ask questions about a document, which is computed once");
+  auto ask_options = std::make_shared<AskOptions>();
+  auto file = std::make_shared<TextSource>();
+  auto* id = ask->add_option("--document", ask_options->document_id, "The id of a document")
+                 ->type_name("ID");
+  auto* path =
+      ask->add_option("--file", file->file,
+                      "The document from this file, kept for this call; - is standard input")
+          ->type_name("PATH");
+  path->excludes(id);
+  ask->add_option("questions", ask_options->questions,
+                  "Each continues the document's text as it stands there")
+      ->required();
+  AddParameters(*ask, ask_options->parameters);
+  AddOutput(*ask, ask_options->output);
+  commands.push_back(
+      {.app = ask,
+       .prepare =
+           [=] {
+             if (path->count() > 0) {
+               ask_options->document = file->Read();
+             } else if (id->count() == 0) {
+               throw CLI::RequiredError("--document or --file");
+             }
+           },
+       .run = [=](Client& client,
+                  const Terminal& terminal) { return RunAsk(client, *ask_options, terminal); }});
+}
+
+void AddDocumentCommands(CLI::App& app, const AddApp& add, std::vector<Command>& commands) {
+  CLI::App* document = app.add_subcommand("document", "Keep documents to be asked often");
+  document->require_subcommand(1);
+  const auto add_json = [](CLI::App* command, bool& json) {
+    command->add_flag("--json", json, "Write JSON")->group("Output");
+  };
+
+  CLI::App* create = add(*document, "create", "Upload a text; writes the document's id");
+  auto options = std::make_shared<CreateDocumentOptions>();
+  auto text = std::make_shared<TextSource>();
+  text->AddTo(*create, "text");
+  create->add_option("--name", options->name, "A name for people")->type_name("NAME");
+  create->add_option("--ttl", options->ttl_s, "How long it lives; the server's default if left out")
+      ->type_name("SECONDS");
+  add_json(create, options->json);
+  commands.push_back({.app = create,
+                      .prepare = [=] { options->text = text->Read(); },
+                      .run =
+                          [=](Client& client, const Terminal& terminal) {
+                            return RunCreateDocument(client, *options, terminal);
+                          }});
+
+  struct Chosen {
+    std::string id;
+    int32_t ttl_s = 0;
+    bool json = false;
+  };
+  auto chosen = std::make_shared<Chosen>();
+  const auto add_for_id = [&](const std::string& name, const std::string& about) {
+    CLI::App* command = add(*document, name, about);
+    command->add_option("id", chosen->id, "The document's id")->required();
+    return command;
+  };
+  CLI::App* list = add(*document, "list", "List your documents");
+  add_json(list, chosen->json);
+  commands.push_back({.app = list, .run = [=](Client& client, const Terminal& terminal) {
+                        return RunListDocuments(client, chosen->json, terminal);
+                      }});
+  CLI::App* get = add_for_id("get", "Show a document");
+  add_json(get, chosen->json);
+  commands.push_back({.app = get, .run = [=](Client& client, const Terminal& terminal) {
+                        return RunGetDocument(client, chosen->id, chosen->json, terminal);
+                      }});
+  CLI::App* extend = add_for_id("extend", "Set when a document expires");
+  extend->add_option("--ttl", chosen->ttl_s, "How long it lives from now on")
+      ->type_name("SECONDS")
+      ->required();
+  add_json(extend, chosen->json);
+  commands.push_back({.app = extend, .run = [=](Client& client, const Terminal& terminal) {
+                        return RunExtendDocument(client, chosen->id, chosen->ttl_s, chosen->json,
+                                                 terminal);
+                      }});
+  CLI::App* remove = add_for_id("delete", "Delete a document");
+  commands.push_back({.app = remove, .run = [=](Client& client, const Terminal& terminal) {
+                        return RunDeleteDocument(client, chosen->id, terminal);
+                      }});
+}
+
+void AddModelCommands(CLI::App& app, const AddApp& add, std::vector<Command>& commands) {
+  struct Options {
+    bool json = false;
+    bool add_bos = false;
+    std::vector<int32_t> ids;
+    std::string service;
+    bool wait = false;
+    TextSource text;
+    v1::EstimateCostRequest estimate;
+  };
+  auto options = std::make_shared<Options>();
+
+  CLI::App* info = add(app, "info", "Show the model, what it can do and its limits");
+  info->add_flag("--json", options->json, "Write JSON")->group("Output");
+  commands.push_back({.app = info, .run = [=](Client& client, const Terminal& terminal) {
+                        return RunInfo(client, options->json, terminal);
+                      }});
+
+  CLI::App* estimate =
+      add(app, "estimate", "Show what a generation would take, and when it could run");
+  auto prompt = std::make_shared<TextSource>();
+  prompt->AddTo(*estimate, "prompt");
+  auto* tokens =
+      estimate
+          ->add_option_function<int32_t>(
+              "--prompt-tokens", [=](int32_t n) { options->estimate.set_prompt_tokens(n); },
+              "For a prompt of so many tokens")
+          ->type_name("N")
+          ->excludes("prompt")
+          ->excludes("--file");
+  estimate
+      ->add_option_function<int32_t>(
+          "--max-tokens", [=](int32_t n) { options->estimate.set_max_tokens(n); },
+          "Most tokens to generate")
+      ->type_name("N");
+  estimate->add_flag("--json", options->json, "Write JSON")->group("Output");
+  commands.push_back({.app = estimate,
+                      .prepare =
+                          [=] {
+                            if (tokens->count() > 0) return;
+                            options->estimate.mutable_prompt()->set_text(prompt->Read());
+                          },
+                      .run =
+                          [=](Client& client, const Terminal& terminal) {
+                            return RunEstimate(client, options->estimate, options->json, terminal);
+                          }});
+
+  CLI::App* tokenize = add(app, "tokenize", "Turn text into token ids");
+  options->text.AddTo(*tokenize, "text");
+  tokenize->add_flag("--bos", options->add_bos, "Begin with the BOS token, as generate does");
+  auto text = std::make_shared<std::string>();
+  commands.push_back({.app = tokenize,
+                      .prepare = [=] { *text = options->text.Read(); },
+                      .run =
+                          [=](Client& client, const Terminal& terminal) {
+                            return RunTokenize(client, *text, options->add_bos, terminal);
+                          }});
+
+  CLI::App* detokenize = add(app, "detokenize", "Turn token ids into text");
+  detokenize->add_option("ids", options->ids, "Token ids: 306 17, or 306,17")
+      ->delimiter(',')
+      ->required();
+  commands.push_back({.app = detokenize, .run = [=](Client& client, const Terminal& terminal) {
+                        return RunDetokenize(client, options->ids, terminal);
+                      }});
+
+  CLI::App* health = add(app, "health", "Tell whether the server is serving");
+  health
+      ->add_option("--service", options->service, "A service's name; the whole server if left out")
+      ->type_name("NAME");
+  health->add_flag("--wait", options->wait, "Wait until it serves, or until the deadline");
+  commands.push_back({.app = health, .run = [=](Client& client, const Terminal& terminal) {
+                        return RunHealth(client, options->service, options->wait, terminal);
+                      }});
 }
 
 int Main(int argc, char** argv) {
@@ -145,15 +411,20 @@ int Main(int argc, char** argv) {
       "Examples:\n"
       "  photon generate \"Once upon a time\"\n"
       "  photon generate --file prompt.txt --mode recgen --temperature 0.8 --seed 7\n"
-      "  photon tokenize \"Once upon a time\"\n"
+      "  photon generate \"6 times 7 is\" --n 16 --vote number --only-result\n"
+      "  photon batch --file prompts.txt --max-tokens 40\n"
+      "  photon ask --file story.txt \" So the fox\" \" And the owl\"\n"
       "Exit codes: 0 success, 1 the call failed, 2 usage, 130 interrupted.");
 
-  const char* environment = std::getenv("PHOTON_SERVER");
-  std::string server = environment != nullptr ? environment : ClientOptions().server;
+  ClientOptions client_options;
   std::optional<double> deadline_s;
-  const auto add_command = [&](const std::string& name, const std::string& description) {
-    CLI::App* command = app.add_subcommand(name, description);
-    command->add_option("--server", server, "Address of the server; default: $PHOTON_SERVER")
+  if (const char* server = std::getenv("PHOTON_SERVER")) client_options.server = server;
+  if (const char* key = std::getenv("PHOTON_API_KEY")) client_options.api_key = key;
+  const AddApp add = [&](CLI::App& parent, const std::string& name, const std::string& about) {
+    CLI::App* command = parent.add_subcommand(name, about);
+    command
+        ->add_option("--server", client_options.server,
+                     "Address of the server; default: $PHOTON_SERVER")
         ->capture_default_str()
         ->type_name("HOST:PORT")
         ->group("Connection");
@@ -161,35 +432,13 @@ int Main(int argc, char** argv) {
         ->type_name("SECONDS")
         ->check(CLI::PositiveNumber.description(""))
         ->group("Connection");
+    command->footer("$PHOTON_API_KEY, if it is set, identifies you to the server.");
     return command;
   };
-
-  CLI::App* generate =
-      add_command("generate", "Continue a prompt; text streams as it is generated");
-  GenerateOptions generate_options;
-  TextSource prompt;
-  AddGenerateOptions(*generate, generate_options, prompt);
-
-  CLI::App* info = add_command("info", "Show the model, what it can do and its limits");
-  bool info_json = false;
-  info->add_flag("--json", info_json, "Write JSON")->group("Output");
-
-  CLI::App* tokenize = add_command("tokenize", "Turn text into token ids");
-  TextSource text;
-  text.AddTo(*tokenize, "text");
-  bool add_bos = false;
-  tokenize->add_flag("--bos", add_bos, "Begin with the BOS token, as generate does");
-
-  CLI::App* detokenize = add_command("detokenize", "Turn token ids into text");
-  std::vector<int32_t> ids;
-  detokenize->add_option("ids", ids, "Token ids: 306 17, or 306,17")->delimiter(',')->required();
-
-  CLI::App* health = add_command("health", "Tell whether the server is serving");
-  std::string service;
-  bool wait = false;
-  health->add_option("--service", service, "A service's name; the whole server if left out")
-      ->type_name("NAME");
-  health->add_flag("--wait", wait, "Wait until it serves, or until the deadline");
+  std::vector<Command> commands;
+  AddGenerationCommands(app, add, commands);
+  AddDocumentCommands(app, add, commands);
+  AddModelCommands(app, add, commands);
 
   // CLI11 takes the last argument first. Underscores in an option's name read as dashes.
   std::vector<std::string> arguments(std::make_reverse_iterator(argv + argc),
@@ -201,21 +450,15 @@ int Main(int argc, char** argv) {
   }
   try {
     app.parse(std::move(arguments));
-    if (*generate && generate_options.prompt_ids.empty()) generate_options.prompt = prompt.Read();
-    const std::string tokenize_text = *tokenize ? text.Read() : "";
-
-    ClientOptions options;
-    options.server = server;
+    const auto chosen = std::find_if(commands.begin(), commands.end(),
+                                     [](const Command& command) { return command.app->parsed(); });
+    chosen->prepare();
     if (deadline_s) {
-      options.deadline = std::chrono::milliseconds(static_cast<int64_t>(*deadline_s * 1000));
+      client_options.deadline = std::chrono::milliseconds(static_cast<int64_t>(*deadline_s * 1000));
     }
     const Terminal terminal = {std::cout, std::cerr, StopOnSignals()};
-    Client client(options);
-    if (*generate) return RunGenerate(client, generate_options, terminal);
-    if (*info) return RunInfo(client, info_json, terminal);
-    if (*tokenize) return RunTokenize(client, tokenize_text, add_bos, terminal);
-    if (*detokenize) return RunDetokenize(client, ids, terminal);
-    return RunHealth(client, service, wait, terminal);
+    Client client(client_options);
+    return chosen->run(client, terminal);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kSuccess : kUsage;
   }

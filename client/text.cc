@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/time/time.h"
 
 namespace photon {
 namespace {
@@ -27,6 +28,8 @@ std::string FinishText(const v1::GenerationResult& result) {
       return "cancelled";
     case v1::FINISH_REASON_DRAIN:
       return "cut off by the server's shutdown";
+    case v1::FINISH_REASON_STALLED:
+      return "cut off because its output was not read";
     default:
       return "ended";
   }
@@ -104,6 +107,46 @@ std::string ModelInfoText(const v1::GetModelInfoResponse& info) {
   std::string text;
   for (const auto& [name, value] : facts) absl::StrAppendFormat(&text, "%-14s%s\n", name, value);
   return text;
+}
+
+std::string IntegrationText(const v1::IntegrationResult& integration) {
+  std::string text = absl::StrFormat(
+      "%d samples finished, %d cancelled, %d without an answer; %d tokens, at most %d more saved\n",
+      integration.samples_finished(), integration.samples_cancelled(),
+      integration.samples_without_answer(), integration.generated_tokens(),
+      integration.saved_tokens());
+  for (const v1::AnswerCount& answer : integration.answers()) {
+    absl::StrAppendFormat(&text, "%d votes, first sample %d: %s\n", answer.votes(),
+                          answer.sample_index(), answer.answer());
+  }
+  return text;
+}
+
+std::string DocumentText(const v1::Document& document) {
+  const absl::Time expires = absl::FromUnixMillis(document.expires_unix_ms());
+  return absl::StrFormat("%s  %d tokens  %d bytes of cache  expires %s  %s\n", document.id(),
+                         document.num_tokens(), document.cache_bytes(),
+                         absl::FormatTime("%Y-%m-%dT%H:%M:%SZ", expires, absl::UTCTimeZone()),
+                         document.display_name());
+}
+
+std::string EstimateText(const v1::EstimateCostResponse& estimate) {
+  const double share = estimate.transformer_cache_bytes() > 0
+                           ? 100.0 * static_cast<double>(estimate.cache_bytes()) /
+                                 static_cast<double>(estimate.transformer_cache_bytes())
+                           : 0;
+  return absl::StrFormat(
+      "tokens        %d of prompt, %d of output at most\n"
+      "cache         %d pages, %d bytes\n"
+      "transformer   %d bytes with the same layers: this is %.1f %%\n"
+      "fits          %s\n"
+      "wait          %.1f ms\n",
+      estimate.prompt_tokens(), estimate.max_tokens(), estimate.pages(), estimate.cache_bytes(),
+      estimate.transformer_cache_bytes(), share,
+      estimate.fits_now() ? "now"
+      : estimate.fits()   ? "later"
+                          : "never",
+      estimate.expected_wait_ms());
 }
 
 std::string JsonLine(const google::protobuf::Message& message) {
