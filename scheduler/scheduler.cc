@@ -306,11 +306,11 @@ absl::Status Scheduler::RunStep() {
   }
   idle_ = false;
   counters_.page_copies += static_cast<int64_t>(step_.copies.size());
-  PublishStats();
 
   StepSink sink(this);
   step_thread_.Start(step_.copies, step_.rows, &sink);
   // While the engine computes: the step before is written out, the next one prepared.
+  PublishStats();
   DeliverLeftOver();
   ended_.clear();
   TakeInbox();
@@ -352,6 +352,8 @@ void Scheduler::TakeInbox() {
   for (std::unique_ptr<Sequence>& sequence : arrivals) {
     shares_.Enter(sequence->request.tenant);
     by_id_.emplace(sequence->id, sequence.get());
+    const TimePoint deadline = sequence->request.deadline;
+    if (deadline != TimePoint::max()) deadlines_.emplace(deadline, sequence->id);
     Enqueue(std::move(sequence));
   }
   for (const Command& command : commands) Obey(command);
@@ -373,9 +375,13 @@ void Scheduler::Obey(const Command& command) {
       End(sequence, SequenceEnd::kCancelled);
       return;
     case Command::Kind::kPause:
-      if (!sequence.paused.has_value()) sequence.paused = clock_->Now();
+      if (sequence.paused.has_value()) return;
+      sequence.paused = clock_->Now();
+      stalls_.emplace(StallTime(sequence), sequence.id);
       return;
     case Command::Kind::kResume:
+      if (!sequence.paused.has_value()) return;
+      stalls_.erase({StallTime(sequence), sequence.id});
       sequence.paused.reset();
       return;
     case Command::Kind::kMovePin:
@@ -394,16 +400,28 @@ void Scheduler::EndOverdue(TimePoint now) {
     return EndEverything(SequenceEnd::kDrained);
   }
   std::vector<std::pair<Sequence*, SequenceEnd>> overdue;
-  for (const auto& [id, sequence] : by_id_) {
-    if (now >= sequence->request.deadline) {
-      overdue.emplace_back(sequence, SequenceEnd::kDeadline);
-    } else if (sequence->paused.has_value() && now >= *sequence->paused + options_.max_pause) {
-      overdue.emplace_back(sequence, SequenceEnd::kStalled);
-    } else if (!sequence->running && !CanAnswer(*sequence, now)) {
-      ++counters_.rejected_deadline;
-      overdue.emplace_back(sequence, SequenceEnd::kDeadline);
+  const auto collect = [&](const std::set<Turn>& ends, SequenceEnd end) {
+    for (const auto& [time, id] : ends) {
+      if (now < time) return;
+      overdue.emplace_back(by_id_.at(id), end);
+    }
+  };
+  collect(deadlines_, SequenceEnd::kDeadline);
+  collect(stalls_, SequenceEnd::kStalled);
+  for (const auto& [sequence, end] : overdue) {
+    // It may have had two reasons to end.
+    if (!sequence->end.has_value()) End(*sequence, end);
+  }
+  overdue.clear();
+  // Those that wait, as far as any prompt could be too long for what time they have.
+  const TimePoint safe = now + FastestStep() * StepsToFirstToken(shape_.max_context);
+  for (const auto& [key, lane] : waiting_) {
+    for (const auto& [turn, sequence] : lane) {
+      if (turn.first >= safe) break;
+      if (!CanAnswer(*sequence, now)) overdue.emplace_back(sequence.get(), SequenceEnd::kDeadline);
     }
   }
+  counters_.rejected_deadline += static_cast<int64_t>(overdue.size());
   for (const auto& [sequence, end] : overdue) End(*sequence, end);
   while (true) {
     const auto expired = std::find_if(pins_.begin(), pins_.end(),
@@ -413,11 +431,20 @@ void Scheduler::EndOverdue(TimePoint now) {
   }
 }
 
+TimePoint Scheduler::StallTime(const Sequence& sequence) const {
+  const TimePoint since = *sequence.paused;
+  return options_.max_pause < TimePoint::max() - since ? since + options_.max_pause
+                                                       : TimePoint::max();
+}
+
+Duration Scheduler::FastestStep() const {
+  return *std::min_element(last_step_times_.begin(), last_step_times_.end());
+}
+
 // Whether a sequence that waits can have a token by its deadline, even if it is admitted now and
 // every step is as fast as the fastest of late.
 bool Scheduler::CanAnswer(const Sequence& sequence, TimePoint now) const {
-  if (sequence.request.deadline == TimePoint::max()) return true;
-  const Duration step_time = *std::min_element(last_step_times_.begin(), last_step_times_.end());
+  const Duration step_time = FastestStep();
   if (now + step_time * StepsToFirstToken(sequence.num_tokens()) <= sequence.request.deadline) {
     return true;
   }
@@ -492,10 +519,16 @@ void Scheduler::End(Sequence& sequence, SequenceEnd end) {
   if (!sequence.running) Forget(sequence);
 }
 
+void Scheduler::Unlist(Sequence& sequence) {
+  by_id_.erase(sequence.id);
+  deadlines_.erase({sequence.request.deadline, sequence.id});
+  if (sequence.paused.has_value()) stalls_.erase({StallTime(sequence), sequence.id});
+  shares_.Leave(sequence.request.tenant);
+}
+
 // A waiting sequence that has ended.
 void Scheduler::Forget(Sequence& sequence) {
-  by_id_.erase(sequence.id);
-  shares_.Leave(sequence.request.tenant);
+  Unlist(sequence);
   ended_.push_back(Dequeue(sequence));
 }
 
@@ -515,8 +548,7 @@ void Scheduler::RemoveEnded() {
   for (std::unique_ptr<Sequence>& sequence : running_) {
     if (!is_done(sequence)) continue;
     pool_.Close(sequence->table);
-    shares_.Leave(sequence->request.tenant);
-    by_id_.erase(sequence->id);
+    Unlist(*sequence);
     ended_.push_back(std::move(sequence));
   }
   std::erase(running_, nullptr);
@@ -587,10 +619,8 @@ void Scheduler::CommitPin(Sequence& sequence) {
 // When something ends by itself, drains aside, though nothing may run until then.
 TimePoint Scheduler::NextDeadline() const {
   TimePoint next = TimePoint::max();
-  for (const auto& [id, sequence] : by_id_) {
-    next = std::min(next, sequence->request.deadline);
-    if (sequence->paused.has_value()) next = std::min(next, *sequence->paused + options_.max_pause);
-  }
+  if (!deadlines_.empty()) next = std::min(next, deadlines_.begin()->first);
+  if (!stalls_.empty()) next = std::min(next, stalls_.begin()->first);
   for (const auto& [id, pin] : pins_) next = std::min(next, pin.until);
   return next;
 }
@@ -659,6 +689,14 @@ void Scheduler::CheckInvariants() const {
   check(num_waiting == num_waiting_ && num_queued == num_queued_ && waiting_cost == waiting_cost_,
         "what waits does not add up");
   check(by_id_.size() == running_.size() + num_waiting, "a sequence neither runs nor waits");
+  size_t num_deadlines = 0;
+  size_t num_paused = 0;
+  for (const auto& [id, sequence] : by_id_) {
+    if (sequence->request.deadline != TimePoint::max()) ++num_deadlines;
+    if (sequence->paused.has_value()) ++num_paused;
+  }
+  check(num_deadlines == deadlines_.size() && num_paused == stalls_.size(),
+        "what ends by itself does not add up");
 
   int pinned_pages = 0;
   for (const auto& [id, pin] : pins_) pinned_pages += pin.pages;

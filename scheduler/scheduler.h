@@ -34,6 +34,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <tuple>
 #include <unordered_map>
 #include <utility>
@@ -228,10 +229,12 @@ class Scheduler {
   void TakeInbox();
   void Obey(const Command& command);
   void EndOverdue(TimePoint now);
+  TimePoint StallTime(const Sequence& sequence) const;
   void Deliver(const TokenBatch& batch, const std::vector<Sequence*>& sequences);
   void DeliverLeftOver();
   void Finish(Sequence& sequence, SequenceEnd end);
   void End(Sequence& sequence, SequenceEnd end);
+  void Unlist(Sequence& sequence);
   void Forget(Sequence& sequence);
   void EndEverything(SequenceEnd end);
   void RemoveEnded();
@@ -258,6 +261,7 @@ class Scheduler {
   int ReservedTokens(const Sequence& sequence) const;
   int64_t CostLeft(const Sequence& sequence) const;
   int StepsToFirstToken(int uncached) const;
+  Duration FastestStep() const;
   bool CanAnswer(const Sequence& sequence, TimePoint now) const;
 
   Engine* const engine_;
@@ -272,6 +276,8 @@ class Scheduler {
   std::map<LaneKey, Lane> waiting_;
   std::vector<std::unique_ptr<Sequence>> running_;   // in turn, tenants aside
   std::unordered_map<SequenceId, Sequence*> by_id_;  // waiting and running
+  std::set<Turn> deadlines_;                         // of those that have one
+  std::set<Turn> stalls_;                            // when those that are paused end
   std::map<PinId, Pin> pins_;
   Step step_;             // being planned or run
   TokenBatch left_over_;  // of the step before, for its sequences
