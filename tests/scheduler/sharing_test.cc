@@ -174,11 +174,8 @@ TEST(Sharing, SamplesOfOnePromptHoldItsPagesOnce) {
   shape.num_pages = 1024;
   shape.max_prefill_tokens = 4 * kSamples;
   Harness h(shape);
-  int most_in_use = 0;
-  h.engine.on_step = [&](std::span<const Row>) {
-    most_in_use = std::max(most_in_use, h.scheduler->stats().pages_in_use);
-    return absl::OkStatus();
-  };
+  // So that all begin in the same step.
+  h.Finish({h.Start(Request(Prompt(kPrompt), 1))});
   std::vector<Record> records;
   std::vector<Scheduler::Submission> submissions;
   for (int i = 0; i < kSamples; ++i) {
@@ -189,7 +186,11 @@ TEST(Sharing, SamplesOfOnePromptHoldItsPagesOnce) {
         {std::move(request), std::make_unique<RecordingListener>(records.back())});
   }
   ASSERT_TRUE(h.scheduler->SubmitAll(std::move(submissions)).ok());
-  h.Finish(records);
+  int most_in_use = 0;
+  while (h.scheduler->stats().num_running + h.scheduler->stats().num_waiting > 0) {
+    h.Step();
+    most_in_use = std::max(most_in_use, h.scheduler->stats().pages_in_use);
+  }
   const int shared = kPrompt / shape.page_tokens;
   EXPECT_EQ(most_in_use, shared + kSamples * (PagesNeeded(shape, kPrompt + kOutput) - shared));
   EXPECT_EQ(h.scheduler->stats().pages_in_use, 0);
