@@ -140,6 +140,80 @@ TEST_F(ClientEndToEnd, TurnsTextIntoTokensAndBack) {
   EXPECT_EQ(text->text(), request.text());
 }
 
+TEST_F(ClientEndToEnd, AsksADocumentThatItUploaded) {
+  Client client(Options());
+  std::string tale;
+  while (tale.size() < 3000) tale += "Once upon a time there was a café by the sea. ";
+  v1::DocumentSettings settings;
+  settings.set_display_name("tale");
+  const auto document = client.CreateDocument(settings, tale);
+  ASSERT_TRUE(document.ok()) << document.status();
+  EXPECT_EQ(client.ListDocuments()->size(), 1u);
+  EXPECT_TRUE(client.UpdateDocument(document->id(), std::chrono::seconds(900)).ok());
+  EXPECT_EQ(client.GetDocument(document->id())->display_name(), "tale");
+
+  v1::AskRequest request;
+  request.set_document_id(document->id());
+  for (const char* question : {" Then", " And"}) request.add_questions()->set_text(question);
+  request.mutable_parameters()->set_n(2);
+  request.mutable_parameters()->set_max_tokens(12);
+  int results = 0;
+  const absl::Status asked = client.Ask(request, [&](const v1::AskResponse& response) {
+    if (!response.output().has_result()) return;
+    ++results;
+    EXPECT_GT(response.output().result().usage().cached_tokens(), 100);
+  });
+  EXPECT_TRUE(asked.ok()) << asked;
+  EXPECT_EQ(results, 4);
+
+  ClientOptions other = Options();
+  other.api_key = "somebody else";
+  EXPECT_TRUE(absl::IsNotFound(Client(other).GetDocument(document->id()).status()));
+  EXPECT_TRUE(client.DeleteDocument(document->id()).ok());
+  EXPECT_TRUE(absl::IsNotFound(client.DeleteDocument(document->id())));
+}
+
+TEST_F(ClientEndToEnd, GeneratesBatchesAndSamples) {
+  Client client(Options());
+  v1::GenerateBatchRequest batch;
+  for (const char* prompt : {"Once upon", "The fox"}) batch.add_prompts()->set_text(prompt);
+  batch.add_prompts()->mutable_token_ids()->add_ids(-1);
+  batch.mutable_parameters()->set_max_tokens(8);
+  int results = 0, errors = 0;
+  const absl::Status status =
+      client.GenerateBatch(batch, [&](const v1::GenerateBatchResponse& response) {
+        results += response.output().has_result();
+        errors += response.has_error();
+      });
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_EQ(results, 2);
+  EXPECT_EQ(errors, 1);
+
+  v1::GenerateRequest request = LongRequest();
+  request.mutable_parameters()->set_max_tokens(8);
+  request.mutable_parameters()->set_n(3);
+  request.mutable_parameters()->mutable_integration()->mutable_best_of_n();
+  bool integrated = false;
+  results = 0;
+  const absl::Status sampled =
+      client.GenerateSamples(request, [&](const v1::GenerateResponse& response) {
+        results += response.has_result();
+        integrated = response.has_integration();
+      });
+  EXPECT_TRUE(sampled.ok()) << sampled;
+  EXPECT_EQ(results, 3);
+  EXPECT_TRUE(integrated);
+}
+
+TEST_F(ClientEndToEnd, EstimatesWhatAGenerationTakes) {
+  Client client(Options());
+  v1::EstimateCostRequest request;
+  request.set_prompt_tokens(100);
+  const auto estimate = client.EstimateCost(request);
+  ASSERT_TRUE(estimate.ok()) << estimate.status();
+  EXPECT_TRUE(estimate->fits());
+}
+
 TEST_F(ClientEndToEnd, LearnsTheModelAndItsHealth) {
   Client client(Options());
   const auto info = client.GetModelInfo();

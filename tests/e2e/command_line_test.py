@@ -100,6 +100,57 @@ class CommandLineTest(unittest.TestCase):
         self.assertEqual(self.photon("health", "--wait", "--deadline", "60").stdout, "SERVING\n")
         self.assertIn("NOT_FOUND", self.photon("health", "--service", "nobody", code=1).stderr)
 
+    def test_several_samples_are_written_when_they_have_ended(self):
+        alone = self.photon("generate", STORY, *GREEDY).stdout
+        text = self.photon("generate", STORY, *GREEDY, "--n", "3", "--quiet").stdout
+        for sample in range(3):
+            self.assertIn(f"[sample {sample}]\n{alone}", text)
+
+    def test_a_vote_can_be_all_that_is_written(self):
+        alone = self.photon("generate", STORY, *GREEDY).stdout
+        process = self.photon(
+            "generate", STORY, *GREEDY, "--n", "5", "--vote", "text", "--only-result"
+        )
+        self.assertEqual(process.stdout.split(), ["[result]", *alone.split()])
+        self.assertRegex(process.stderr, r"[345] votes, first sample 0")
+        refused = self.photon("generate", STORY, "--vote", "regex:(", "--n", "2", code=1)
+        self.assertIn("regular_expression", refused.stderr)
+        none = self.photon("generate", STORY, *GREEDY, "--vote", "regex:\u2603", code=1)
+        self.assertIn("no answer", none.stderr)
+
+    def test_a_batch_has_a_prompt_on_each_line(self):
+        alone = self.photon("generate", STORY, *GREEDY).stdout
+        process = self.photon("batch", *GREEDY, "--quiet", stdin=f"{STORY}\n\nThe fox\n")
+        self.assertIn(f"[prompt 0]\n{alone}", process.stdout)
+        self.assertIn("[prompt 1]\n", process.stdout)
+
+    def test_a_document_is_created_asked_and_deleted(self):
+        created = self.photon("document", "create", STORY, "--name", "tale", "--ttl", "600")
+        document = created.stdout.strip()
+        self.assertIn("tale", created.stderr)
+        self.assertIn(document, self.photon("document", "list").stdout)
+        self.assertIn("tale", self.photon("document", "get", document).stdout)
+        self.photon("document", "extend", document, "--ttl", "900")
+        answer = self.photon("ask", "--document", document, " who", " and", *GREEDY).stdout
+        self.assertIn("[question 0]\n", answer)
+        self.assertIn("[question 1]\n", answer)
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+            file.write(STORY)
+            file.flush()
+            from_file = self.photon("ask", "--file", file.name, " who", *GREEDY).stdout
+            self.assertIn(from_file.split("\n", 1)[1], answer)
+        self.assertEqual(
+            self.photon("document", "list").stdout.count("\n"), 1, "the file's document is gone"
+        )
+        self.photon("document", "delete", document)
+        gone = self.photon("ask", "--document", document, "?", code=1)
+        self.assertIn("NOT_FOUND", gone.stderr)
+
+    def test_an_estimate_needs_no_prompt(self):
+        text = self.photon("estimate", "--prompt-tokens", "1000", "--max-tokens", "24").stdout
+        self.assertIn("1000 of prompt, 24 of output", text)
+        self.assertIn("fits          now", text)
+
     def test_ctrl_c_cancels_the_stream(self):
         process = subprocess.Popen(
             [programs.CLI, "generate", STORY, "--max-tokens", "900", "--ignore-eos"],
@@ -123,6 +174,7 @@ class CommandLineTest(unittest.TestCase):
         nowhere = self.photon("info", "--server=127.0.0.1:1", code=1)
         self.assertIn("UNAVAILABLE", nowhere.stderr)
         for args in ([], ["generate", "--nonsense"], ["generate", STORY, "--mode", "best"],
+                     ["document"], ["ask", "?"], ["generate", STORY, "--vote", "best"],
                      ["generate", "--file", "/nowhere"], ["generate", STORY, "--top-k", "x"]):
             self.photon(*args, code=2)
 

@@ -25,19 +25,22 @@ STORY = "Once upon a time there was a little girl"
 class ServerProcess:
     """A photon-server on a free loopback port, serving from the moment it is made."""
 
-    def __init__(self, *flags):
+    def __init__(self, *flags, listen="127.0.0.1:0"):
         self._process = subprocess.Popen(
-            [SERVER, "--model", MODEL, "--listen", "127.0.0.1:0", *flags],
+            [SERVER, "--model", MODEL, "--listen", listen, *flags],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
         self._lines = []
         self.address = None
+        self.health_address = None
         for line in self._process.stderr:
             self._lines.append(line)
-            if match := re.search(r"serving \S+ on (127\.0\.0\.1:\d+)", line):
-                self.address = match.group(1)
+            if match := re.search(r"health on (\S+:\d+)", line):
+                self.health_address = match.group(1)
+            if match := re.search(r"serving \S+ on \S+:(\d+)", line):
+                self.address = "127.0.0.1:" + match.group(1)
                 break
         # A pipe that nobody reads would hold up the server's log.
         self._reader = threading.Thread(target=lambda: self._lines.extend(self._process.stderr))
@@ -76,8 +79,8 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def server(*flags):
-    process = ServerProcess(*flags)
+def server(*flags, **settings):
+    process = ServerProcess(*flags, **settings)
     try:
         yield process
     finally:

@@ -10,7 +10,11 @@ from photon.v1 import model_pb2, model_pb2_grpc
 import programs
 from programs import PATIENCE_S
 
-SERVICES = ("photon.v1.GenerationService", "photon.v1.ModelService")
+SERVICES = (
+    "photon.v1.GenerationService",
+    "photon.v1.DocumentService",
+    "photon.v1.ModelService",
+)
 
 
 class ServicesTest(unittest.TestCase):
