@@ -10,9 +10,9 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/strip.h"
 #include "photon/v1/document.pb.h"
+#include "server/auth/call_guard.h"
 #include "server/byte_buffer_codec.h"
 #include "server/grpc_status.h"
-#include "server/tenant.h"
 
 namespace photon {
 namespace {
@@ -125,18 +125,24 @@ CallStream* CallStream::Start(Call call, const CallEnvironment& environment,
 
 void CallStream::Submit() {
   const TimePoint deadline = DeadlineOf(*call_.context);
-  const TenantId tenant = TenantOf(*call_.context);
+  caller_ = CallOf(*call_.context).caller();
   std::vector<Scheduler::Submission> submissions;
+  absl::Status allowed;
   {
     std::lock_guard lock(mutex_);
     for (SequenceRequest& request : output_->TakeRequests()) {
       request.deadline = deadline;
-      request.tenant = tenant;
+      request.tenant = caller_->tenant();
+      allowed.Update(caller_->CheckPriority(request.priority));
       auto listener = std::make_unique<Listener>(self_, submissions.size());
       submissions.push_back({std::move(request), std::move(listener)});
     }
   }
   absl::StatusOr<std::vector<SequenceId>> ids = std::vector<SequenceId>();
+  if (!allowed.ok()) {
+    ids = allowed;
+    submissions.clear();
+  }
   if (!submissions.empty()) ids = scheduler_->SubmitAll(std::move(submissions));
 
   std::unique_lock lock(mutex_);
@@ -166,6 +172,7 @@ std::optional<size_t> CallStream::OnTokens(SequenceIndex index,
 }
 
 void CallStream::OnFinish(SequenceIndex index, SequenceEnd end, const SequenceStats& stats) {
+  caller_->Charge(stats);
   std::unique_lock lock(mutex_);
   const bool was_ok = output_->status().ok();
   if (output_->Finish(index, end, stats)) StartIntegration(index);

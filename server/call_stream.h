@@ -24,6 +24,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "scheduler/scheduler.h"
+#include "server/auth/authenticator.h"
 #include "server/call_output.h"
 #include "server/generation_request.h"
 
@@ -80,6 +81,7 @@ class CallStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
   void LogCall() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const Call call_;
+  std::shared_ptr<const Caller> caller_;
   Encoder encoder_ = nullptr;
   Scheduler* scheduler_ = nullptr;
   grpc::ByteBuffer write_buffer_;  // of the write in flight

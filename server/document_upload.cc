@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/auth/call_guard.h"
 #include "server/byte_buffer_codec.h"
 #include "server/call_stream.h"
 #include "server/generation_request.h"
@@ -158,7 +159,7 @@ DocumentUpload* DocumentUpload::Start(grpc::CallbackServerContext* context, std:
   auto* upload = new DocumentUpload(context, std::move(request_id), environment, response);
   std::unique_lock lock(upload->mutex_);
   upload->self_.reset(upload);
-  auto place = environment.store->Reserve(upload->tenant_);
+  auto place = environment.store->Reserve(upload->caller_->tenant());
   if (!place.ok()) {
     upload->End(place.status(), std::move(lock));
     return upload;
@@ -174,7 +175,7 @@ DocumentUpload::DocumentUpload(grpc::CallbackServerContext* context, std::string
     : context_(context),
       request_id_(std::move(request_id)),
       environment_(environment),
-      tenant_(TenantOf(*context)),
+      caller_(CallOf(*context).caller()),
       response_(response),
       content_(environment.limits, environment.model) {}
 
@@ -204,7 +205,7 @@ void DocumentUpload::Submit() {
   request.max_tokens = 0;
   request.mode = environment_.model->default_mode;
   request.pin_until = DocumentStore::PinUntil(expires_);
-  request.tenant = tenant_;
+  request.tenant = caller_->tenant();
   request.deadline = DeadlineOf(*context_);
   auto listener = std::make_unique<Listener>(self_);
   lock.unlock();
@@ -219,6 +220,7 @@ void DocumentUpload::Submit() {
 }
 
 void DocumentUpload::OnFinish(SequenceEnd end, const SequenceStats& stats) {
+  caller_->Charge(stats);
   std::unique_lock lock(mutex_);
   if (status_.has_value() || client_left_) {
     if (stats.pin.has_value()) environment_.scheduler->Unpin(*stats.pin);

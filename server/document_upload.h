@@ -17,6 +17,7 @@
 #include "absl/status/status.h"
 #include "photon/v1/document.pb.h"
 #include "scheduler/scheduler.h"
+#include "server/auth/authenticator.h"
 #include "server/document_store.h"
 #include "server/model_facts.h"
 #include "server/options.h"
@@ -96,7 +97,7 @@ class DocumentUpload final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
   grpc::CallbackServerContext* const context_;
   const std::string request_id_;
   const UploadEnvironment environment_;
-  const TenantId tenant_;
+  const std::shared_ptr<const Caller> caller_;
   grpc::ByteBuffer* const response_;  // gRPC's, until Finish
   grpc::ByteBuffer read_buffer_;      // of the read in flight
   DocumentContent content_;           // of the thread that reads

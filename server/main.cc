@@ -1,4 +1,4 @@
-// photon-server: serves a PHOTON checkpoint over gRPC.
+// photon-server: serves a PHOTON checkpoint over gRPC. `photon-server keys` makes API keys.
 //
 // Each flag can also be given as the environment variable PHOTON_<FLAG>. Exit codes: 0 drained
 // after SIGTERM or SIGINT, 1 fatal error, 2 usage.
@@ -6,6 +6,7 @@
 #include <spdlog/async.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
+#include <sys/resource.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -23,6 +24,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -30,6 +32,7 @@
 #include "engine/cpu/cpu_engine.h"
 #include "engine/model/checkpoint.h"
 #include "engine/model/tokenizer.h"
+#include "server/auth/keys_command.h"
 #include "server/server.h"
 
 namespace photon {
@@ -60,6 +63,16 @@ CLI::Option* AddFlag(CLI::App& app, const std::string& group, const std::string&
       ->envname(variable)
       ->group(group)
       ->capture_default_str();
+}
+
+double Seconds(std::chrono::milliseconds duration) {
+  return std::chrono::duration<double>(duration).count();
+}
+
+std::chrono::milliseconds Milliseconds(double seconds) {
+  // Far beyond any sensible time, and within the range of what is counted.
+  constexpr double kMost = 1e9;
+  return std::chrono::milliseconds(static_cast<int64_t>(std::clamp(seconds, -1.0, kMost) * 1000));
 }
 
 // Fills `options`; an exit code where the program ends here.
@@ -151,6 +164,55 @@ std::optional<int> ParseFlags(int argc, char** argv, Options& options) {
       ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false));
   AddFlag(app, "Server", "max-streams", options.server.max_streams_per_connection,
           "Calls at a time of one connection");
+
+  ServerOptions& server = options.server;
+  AccessOptions& access = server.access;
+  double reload_interval_s = Seconds(access.reload_interval);
+  std::string reflection;
+  AddFlag(app, "Access", "api-keys", access.api_keys_file,
+          "File of API keys (see photon-server keys); empty: everybody may call");
+  AddFlag(app, "Access", "tls-cert", access.tls.certificate_file,
+          "Certificate and those between it and the root, in PEM");
+  AddFlag(app, "Access", "tls-key", access.tls.key_file, "Its private key, in PEM");
+  AddFlag(app, "Access", "tls-client-ca", access.tls.client_ca_file,
+          "Authorities in PEM, of whose clients alone connections are accepted");
+  AddFlag(app, "Access", "reload-interval", reload_interval_s,
+          "Seconds between looks at these files; SIGHUP has them read at once");
+  AddFlag(app, "Access", "health-listen", server.health_listen,
+          "ADDRESS:PORT or unix:PATH of a plain port for health alone; empty: none");
+  AddFlag(app, "Access", "reflection", reflection,
+          "Tell everybody the services: on or off; default: on unless keys are needed")
+      ->check(CLI::IsMember({"on", "off"}));
+
+  double handshake_timeout_s = Seconds(server.handshake_timeout);
+  double max_connection_idle_s = Seconds(server.max_connection_idle);
+  double max_connection_age_s = Seconds(server.max_connection_age);
+  double max_connection_age_grace_s = Seconds(server.max_connection_age_grace);
+  double keepalive_interval_s = Seconds(server.keepalive_interval);
+  double keepalive_timeout_s = Seconds(server.keepalive_timeout);
+  double min_client_ping_interval_s = Seconds(server.min_client_ping_interval);
+  AddFlag(app, "Connections", "max-connections", server.connections.max_connections,
+          "Connections at a time; more are closed at once");
+  AddFlag(app, "Connections", "max-connections-per-address", server.connections.max_per_address,
+          "Of them, from one address, or one IPv6 network of 64 bits");
+  AddFlag(app, "Connections", "max-metadata-bytes", server.max_metadata_bytes,
+          "Size of a call's metadata")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false));
+  AddFlag(app, "Connections", "handshake-timeout", handshake_timeout_s,
+          "Seconds that a client has to begin");
+  AddFlag(app, "Connections", "max-connection-idle", max_connection_idle_s,
+          "Seconds without calls after which a connection ends; 0: never");
+  AddFlag(app, "Connections", "max-connection-age", max_connection_age_s,
+          "Seconds after which clients have to connect again; 0: never");
+  AddFlag(app, "Connections", "max-connection-age-grace", max_connection_age_grace_s,
+          "Seconds that calls on such a connection have left; 0: what they need");
+  AddFlag(app, "Connections", "keepalive-interval", keepalive_interval_s,
+          "Seconds without traffic after which a client is pinged");
+  AddFlag(app, "Connections", "keepalive-timeout", keepalive_timeout_s,
+          "Seconds that it has to answer");
+  AddFlag(app, "Connections", "min-client-ping-interval", min_client_ping_interval_s,
+          "Seconds between pings of a client; those that ping more often are cut off");
+
   const std::map<std::string, spdlog::level::level_enum> levels = {{"debug", spdlog::level::debug},
                                                                    {"info", spdlog::level::info},
                                                                    {"warning", spdlog::level::warn},
@@ -174,6 +236,15 @@ std::optional<int> ParseFlags(int argc, char** argv, Options& options) {
   }
   options.engine.kv_memory = *MemoryBudget::Parse(kv_memory);
   options.server.drain_timeout = std::chrono::seconds(drain_timeout_s);
+  access.reload_interval = Milliseconds(reload_interval_s);
+  if (!reflection.empty()) server.reflection = reflection == "on";
+  server.handshake_timeout = Milliseconds(handshake_timeout_s);
+  server.max_connection_idle = Milliseconds(max_connection_idle_s);
+  server.max_connection_age = Milliseconds(max_connection_age_s);
+  server.max_connection_age_grace = Milliseconds(max_connection_age_grace_s);
+  server.keepalive_interval = Milliseconds(keepalive_interval_s);
+  server.keepalive_timeout = Milliseconds(keepalive_timeout_s);
+  server.min_client_ping_interval = Milliseconds(min_client_ping_interval_s);
   options.scheduler.max_pause = std::chrono::seconds(max_pause_s);
   options.scheduler.preempt_for_fairness = !no_preempt_for_fairness;
   documents.default_ttl = std::chrono::seconds(default_ttl_s);
@@ -185,7 +256,8 @@ std::optional<int> ParseFlags(int argc, char** argv, Options& options) {
   return std::nullopt;
 }
 
-// Turns SIGTERM and SIGINT into a drain; a second one ends the process at once.
+// Turns SIGTERM and SIGINT into a drain; a second one ends the process at once. SIGHUP has files
+// read again.
 class ShutdownSignals {
  public:
   // Call before any thread starts: threads inherit the mask.
@@ -208,22 +280,28 @@ class ShutdownSignals {
     sigemptyset(&signals);
     sigaddset(&signals, SIGTERM);
     sigaddset(&signals, SIGINT);
+    sigaddset(&signals, SIGHUP);
     return signals;
   }
 
   void Run(Server* server) {
     const sigset_t signals = Set();
-    for (int received = 0;; ++received) {
+    for (bool draining = false;;) {
       int signal = 0;
       sigwait(&signals, &signal);
       if (stopping_) return;
-      if (received > 0) {
+      if (signal == SIGHUP) {
+        server->Reload();
+        continue;
+      }
+      if (draining) {
         // Not through the log, which writes on a thread of its own.
         std::fputs("a second signal: ending at once\n", stderr);
         std::_Exit(kExitFatal);
       }
       spdlog::info("{}: draining", strsignal(signal));
       server->Drain();
+      draining = true;
     }
   }
 
@@ -276,6 +354,9 @@ int Serve(const Options& options) {
   model.default_max_tokens = options.default_max_tokens;
   auto server = Server::Start(options.server, options.scheduler, std::move(model), engine->get());
   if (!server.ok()) return Fail(server.status(), ExitCode(server.status()));
+  if (!(*server)->health_address().empty()) {
+    spdlog::info("health on {}", (*server)->health_address());
+  }
   spdlog::info("serving {} on {}", options.model_name, (*server)->address());
 
   absl::Status status;
@@ -289,7 +370,23 @@ int Serve(const Options& options) {
   return status.ok() ? kExitDrained : kExitFatal;
 }
 
+// Each connection takes two descriptors. The usual soft limit of 1,024 is for programs that use
+// select(), which gRPC does not.
+void RaiseDescriptorLimit(const ServerOptions& options) {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+  constexpr rlim_t kOthers = 256;  // files, threads' events, and what else there is
+  const rlim_t needed = 2 * static_cast<rlim_t>(options.connections.max_connections) + kOthers;
+  if (limit.rlim_cur < needed) {
+    spdlog::warn("max-connections: {} need {} file descriptors, and the system allows {}",
+                 options.connections.max_connections, needed, limit.rlim_cur);
+  }
+}
+
 int Main(int argc, char** argv) {
+  if (argc > 1 && std::string_view(argv[1]) == "keys") return RunKeysCommand(argc - 1, argv + 1);
   Options options;
   if (const std::optional<int> exit_code = ParseFlags(argc, argv, options)) return *exit_code;
   ShutdownSignals::Block();
@@ -299,6 +396,7 @@ int Main(int argc, char** argv) {
       spdlog::create_async_nb<spdlog::sinks::stderr_color_sink_mt>("photon"));
   spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e%z %^%l%$ %v");
   spdlog::set_level(options.log_level);
+  RaiseDescriptorLimit(options.server);
   const int exit_code = Serve(options);
   spdlog::shutdown();
   return exit_code;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string_view>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 
@@ -26,6 +27,10 @@ bool HasPort(std::string_view address) {
 
 }  // namespace
 
+bool ServerOptions::IsLocal() const {
+  return IsLoopback(listen);
+}
+
 std::vector<std::string> ServerOptions::Validate() const {
   std::vector<std::string> problems;
   const auto expect_at_least = [&](const char* name, int64_t least, int64_t value,
@@ -34,16 +39,29 @@ std::vector<std::string> ServerOptions::Validate() const {
     problems.push_back(
         absl::StrCat(name, ": expected ", least, unit, " or more, got ", value, unit));
   };
-  if (!HasPort(listen)) {
-    problems.push_back(absl::StrCat("listen: expected ADDRESS:PORT or unix:PATH, got ", listen));
-  } else if (!insecure && !IsLoopback(listen)) {
-    problems.push_back(
-        absl::StrCat("listen: plaintext on ", listen, " can be read by others; needs --insecure"));
-  }
+  const auto check_address = [&](const char* name, const std::string& address, bool plaintext) {
+    if (!HasPort(address)) {
+      problems.push_back(absl::StrCat(name, ": expected ADDRESS:PORT or unix:PATH, got ", address));
+    } else if (plaintext && !insecure && !IsLoopback(address)) {
+      problems.push_back(absl::StrCat(name, ": plaintext on ", address,
+                                      " can be read by others; needs --insecure"));
+    }
+  };
+  check_address("listen", listen, /*plaintext=*/!access.tls.enabled());
+  // Says nothing that others may not read.
+  if (!health_listen.empty()) check_address("health_listen", health_listen, /*plaintext=*/false);
+  for (std::string& problem : access.Validate()) problems.push_back(std::move(problem));
   expect_at_least("drain_timeout", 0, drain_timeout.count(), " ms");
   expect_at_least("max_message_bytes", 1024, max_message_bytes, "");
   expect_at_least("max_unread_bytes", 1024, max_unread_bytes, "");
   expect_at_least("max_streams_per_connection", 1, max_streams_per_connection, "");
+  expect_at_least("connections.max_connections", 1, connections.max_connections, "");
+  expect_at_least("connections.max_per_address", 1, connections.max_per_address, "");
+  expect_at_least("max_metadata_bytes", 1024, max_metadata_bytes, "");
+  expect_at_least("handshake_timeout", 1, handshake_timeout.count(), " ms");
+  expect_at_least("max_connection_idle", 0, max_connection_idle.count(), " ms");
+  expect_at_least("max_connection_age", 0, max_connection_age.count(), " ms");
+  expect_at_least("max_connection_age_grace", 0, max_connection_age_grace.count(), " ms");
   expect_at_least("keepalive_interval", 1000, keepalive_interval.count(), " ms");
   expect_at_least("keepalive_timeout", 1000, keepalive_timeout.count(), " ms");
   expect_at_least("min_client_ping_interval", 0, min_client_ping_interval.count(), " ms");

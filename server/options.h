@@ -3,8 +3,12 @@
 
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
+
+#include "server/auth/access_control.h"
+#include "server/auth/connection_gate.h"
 
 namespace photon {
 
@@ -29,16 +33,33 @@ struct DocumentLimits {
 struct ServerOptions {
   // Address and port, or "unix:PATH". Port 0 takes a free one.
   std::string listen = "127.0.0.1:50051";
-  // Allows plaintext on addresses other than loopback ones.
+  // Plaintext on addresses other than loopback ones has to be allowed; unix sockets are fine.
   bool insecure = false;
+  // A second, plain port that serves health alone: for probes that have no certificate. Empty:
+  // none.
+  std::string health_listen;
+  AccessOptions access;
+  // Whether reflection tells everybody what services there are. Absent: unless keys are needed.
+  std::optional<bool> reflection;
   // How long a drain lets accepted requests go on.
   std::chrono::milliseconds drain_timeout{30'000};
   // Of a request message.
   int max_message_bytes = 4 << 20;
   // Output of a call that may wait unread before its sequences pause; they share it equally.
   int64_t max_unread_bytes = 1 << 20;
+  ConnectionLimits connections;
   // Calls at a time of one connection; more wait at the client.
   int max_streams_per_connection = 1024;
+  // Of the metadata of a call, with 32 bytes added for each entry.
+  int max_metadata_bytes = 16 << 10;
+  // How long a client may take to say what it wants of a connection.
+  std::chrono::milliseconds handshake_timeout{20'000};
+  // A connection without calls ends after this long, 0: never.
+  std::chrono::milliseconds max_connection_idle{30 * 60'000};
+  // Clients are told to connect again after this long, about, so that those who choose between
+  // servers choose anew; 0: never. Calls go on, for the grace at most; 0: for as long as they need.
+  std::chrono::milliseconds max_connection_age{0};
+  std::chrono::milliseconds max_connection_age_grace{0};
   // A connection without traffic for so long is pinged, and closed if no answer comes in
   // keepalive_timeout.
   std::chrono::milliseconds keepalive_interval{60'000};
@@ -47,6 +68,9 @@ struct ServerOptions {
   std::chrono::milliseconds min_client_ping_interval{10'000};
   RequestLimits requests;
   DocumentLimits documents;
+
+  // Whether only this machine can reach `listen`.
+  bool IsLocal() const;
 
   // Every problem: "drain_timeout: expected 0 or more, got -1 ms".
   std::vector<std::string> Validate() const;

@@ -3,6 +3,7 @@
 #include <random>
 
 #include "absl/strings/str_cat.h"
+#include "server/auth/call_guard.h"
 
 namespace photon {
 namespace {
@@ -31,6 +32,7 @@ std::string EchoRequestId(grpc::CallbackServerContext* context) {
     id = absl::StrCat(absl::Hex(RandomBits(), absl::kZeroPad16));
   }
   context->AddInitialMetadata(kKey, id);
+  CallOf(*context).SetRequestId(id);
   return id;
 }
 

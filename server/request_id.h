@@ -9,7 +9,7 @@
 namespace photon {
 
 // The client's id if it sent one of 1 to 128 characters, else a new one; sent back to it in the
-// response's initial metadata.
+// response's initial metadata. From now on AdminService can abort the call by it.
 std::string EchoRequestId(grpc::CallbackServerContext* context);
 
 // 64 random bits. Any thread.

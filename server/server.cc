@@ -1,8 +1,5 @@
 #include "server/server.h"
 
-#include <grpcpp/ext/proto_server_reflection_plugin.h>
-#include <grpcpp/security/server_credentials.h>
-#include <grpcpp/server_builder.h>
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
@@ -17,6 +14,11 @@ namespace {
 
 // For the last messages of streams to reach their clients.
 constexpr std::chrono::seconds kFlushTimeout{2};
+
+void LogReport(const AccessControl::Report& report) {
+  if (report.is_error) spdlog::error("{}; what was there before stays in force", report.text);
+  if (!report.is_error) spdlog::info("{}", report.text);
+}
 
 }  // namespace
 
@@ -37,29 +39,37 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   auto clock = std::make_unique<SteadyClock>();
   auto scheduler = Scheduler::Create(engine, clock.get(), scheduler_options);
   if (!scheduler.ok()) problems.emplace_back(scheduler.status().message());
+  AccessOptions access_options = options.access;
+  access_options.open_administration = options.IsLocal();
+  auto access = AccessControl::Create(access_options, clock.get(), LogReport);
+  if (!access.ok()) problems.emplace_back(access.status().message());
   if (!problems.empty()) return absl::InvalidArgumentError(absl::StrJoin(problems, "\n"));
 
   ServerOptions capped = options;
   capped.requests.max_sequences =
       std::min(options.requests.max_sequences, scheduler_options.max_queue);
-  std::unique_ptr<Server> server(
-      new Server(capped, std::move(model), std::move(clock), *std::move(scheduler)));
+  std::unique_ptr<Server> server(new Server(capped, std::move(model), std::move(clock),
+                                            *std::move(scheduler), *std::move(access)));
   if (absl::Status status = server->Listen(); !status.ok()) return status;
   return server;
 }
 
 Server::Server(const ServerOptions& options, ModelFacts model, std::unique_ptr<SteadyClock> clock,
-               std::unique_ptr<Scheduler> scheduler)
+               std::unique_ptr<Scheduler> scheduler, std::unique_ptr<AccessControl> access)
     : options_(options),
       model_(std::move(model)),
       clock_(std::move(clock)),
       scheduler_(std::move(scheduler)),
-      health_service_(
-          {v1::GenerationService::service_full_name(), v1::DocumentService::service_full_name(),
-           v1::ModelService::service_full_name(), grpc::health::v1::Health::service_full_name()}),
+      access_(std::move(access)),
+      health_service_({v1::GenerationService::service_full_name(),
+                       v1::DocumentService::service_full_name(),
+                       v1::ModelService::service_full_name(), v1::AdminService::service_full_name(),
+                       grpc::health::v1::Health::service_full_name()}),
       generation_service_(&model_, Calls(), options.requests),
       document_service_(&model_, Calls(), clock_.get(), options.requests, options.documents),
-      model_service_(&model_, scheduler_.get()) {}
+      model_service_(&model_, scheduler_.get()),
+      admin_service_(&requests_,
+                     {.drain = [this] { Drain(); }, .stats = [this] { return Stats(); }}) {}
 
 CallEnvironment Server::Calls() const {
   return {.scheduler = scheduler_.get(),
@@ -67,37 +77,52 @@ CallEnvironment Server::Calls() const {
           .max_unread_bytes = options_.max_unread_bytes};
 }
 
-absl::Status Server::Listen() {
-  const auto milliseconds = [](std::chrono::milliseconds value) {
-    return static_cast<int>(value.count());
-  };
-  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  grpc::ServerBuilder builder;
-  int port = 0;
-  builder.AddListeningPort(options_.listen, grpc::InsecureServerCredentials(), &port);
-  // A second server on the same port is an error, not a partner.
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-  builder.SetMaxReceiveMessageSize(options_.max_message_bytes);
-  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options_.max_streams_per_connection);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, milliseconds(options_.keepalive_interval));
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS,
-                             milliseconds(options_.keepalive_timeout));
-  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
-                             milliseconds(options_.min_client_ping_interval));
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-  builder.RegisterService(&generation_service_);
-  builder.RegisterService(&document_service_);
-  builder.RegisterService(&model_service_);
-  builder.RegisterService(&health_service_);
-  grpc_server_ = builder.BuildAndStart();
-  if (grpc_server_ == nullptr) {
-    return absl::UnavailableError(absl::StrCat("listen: cannot bind ", options_.listen));
+v1::GetStatsResponse Server::Stats() const {
+  const SchedulerStats stats = scheduler_->stats();
+  v1::GetStatsResponse response;
+  response.set_num_running(stats.num_running);
+  response.set_num_paused(stats.num_paused);
+  response.set_num_waiting(stats.num_waiting);
+  v1::PageStats& pages = *response.mutable_pages();
+  pages.set_total(stats.num_pages);
+  pages.set_free(stats.pages_free);
+  pages.set_in_use(stats.pages_in_use);
+  pages.set_cached(stats.pages_cached);
+  pages.set_pinned(stats.pages_pinned);
+  response.set_num_documents_pinned(stats.num_pins);
+  response.set_num_connections(grpc_->num_connections());
+  response.set_num_steps(stats.steps);
+  response.set_num_prompt_tokens(stats.prompt_tokens);
+  response.set_num_prompt_tokens_cached(stats.prompt_tokens_cached);
+  response.set_num_generated_tokens(stats.generated_tokens);
+  response.set_num_preemptions(stats.preemptions);
+  auto& refused = *response.mutable_num_requests_refused();
+  refused["queue_full"] = stats.rejected_queue_full;
+  refused["deadline"] = stats.rejected_deadline;
+  const auto refused_by_key = access_->authenticator().num_refused();
+  for (int i = 0; i < kNumRefusals; ++i) {
+    refused[std::string(RefusalName(static_cast<Refusal>(i)))] = refused_by_key[i];
   }
-  const bool is_ip = options_.listen.find("unix") != 0;
-  address_ = is_ip ? absl::StrCat(options_.listen.substr(0, options_.listen.rfind(':')), ":", port)
-                   : options_.listen;
+  response.set_num_connections_refused(grpc_->num_connections_refused());
+  return response;
+}
+
+absl::Status Server::Listen() {
+  std::vector<GrpcEndpoint::Service> services = {
+      {&generation_service_, v1::GenerationService::service_full_name()},
+      {&document_service_, v1::DocumentService::service_full_name()},
+      {&model_service_, v1::ModelService::service_full_name()},
+  };
+  // Where anybody could, nobody may.
+  if (access_->authenticator().needs_key() || options_.IsLocal()) {
+    services.push_back({&admin_service_, v1::AdminService::service_full_name(), Access::kAdmins});
+  }
+  auto grpc = GrpcEndpoint::Start(options_, services, &health_service_, access_.get(), &requests_);
+  if (!grpc.ok()) return grpc.status();
+  grpc_ = *std::move(grpc);
   loop_ = std::thread([this] { RunSteps(); });
   health_service_.SetServing(true);
+  grpc_->Open();
   return absl::OkStatus();
 }
 
@@ -123,10 +148,9 @@ absl::Status Server::Wait() {
 }
 
 void Server::Stop() {
-  if (grpc_server_ == nullptr) return;
+  if (grpc_ == nullptr) return;
   health_service_.EndWatches();
-  grpc_server_->Shutdown(std::chrono::system_clock::now() + kFlushTimeout);
-  grpc_server_->Wait();
+  grpc_->Stop(kFlushTimeout);
 }
 
 Server::~Server() {

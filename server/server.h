@@ -4,8 +4,6 @@
 //   the loop thread:  Scheduler::RunStep, again and again; it alone touches the engine
 #pragma once
 
-#include <grpcpp/server.h>
-
 #include <memory>
 #include <string>
 #include <thread>
@@ -15,8 +13,12 @@
 #include "engine/engine.h"
 #include "scheduler/clock.h"
 #include "scheduler/scheduler.h"
+#include "server/admin_service.h"
+#include "server/auth/access_control.h"
+#include "server/auth/request_registry.h"
 #include "server/document_service.h"
 #include "server/generation_service.h"
+#include "server/grpc_endpoint.h"
 #include "server/health_service.h"
 #include "server/model_facts.h"
 #include "server/model_service.h"
@@ -39,7 +41,12 @@ class Server {
   Server& operator=(const Server&) = delete;
 
   // Where clients connect, the port that was taken included.
-  const std::string& address() const { return address_; }
+  const std::string& address() const { return grpc_->address(); }
+  // Of the port for health alone; empty without one.
+  std::string health_address() const { return grpc_->health_address(); }
+
+  // Has the files of keys and certificates read again soon. Any thread.
+  void Reload() { access_->Reload(); }
 
   // Turns health to NOT_SERVING and refuses new requests; accepted ones have drain_timeout to end,
   // then end with what they have. Any thread.
@@ -53,9 +60,11 @@ class Server {
  private:
   // `options` with limits that the scheduler's queue allows.
   Server(const ServerOptions& options, ModelFacts model, std::unique_ptr<SteadyClock> clock,
-         std::unique_ptr<Scheduler> scheduler);
+         std::unique_ptr<Scheduler> scheduler, std::unique_ptr<AccessControl> access);
 
   CallEnvironment Calls() const;
+
+  v1::GetStatsResponse Stats() const;
 
   absl::Status Listen();
   void RunSteps();
@@ -65,12 +74,14 @@ class Server {
   const ModelFacts model_;
   const std::unique_ptr<SteadyClock> clock_;
   const std::unique_ptr<Scheduler> scheduler_;
+  const std::unique_ptr<AccessControl> access_;
+  RequestRegistry requests_;
   HealthService health_service_;
   GenerationService generation_service_;
   DocumentService document_service_;
   ModelService model_service_;
-  std::unique_ptr<grpc::Server> grpc_server_;
-  std::string address_;
+  AdminService admin_service_;
+  std::unique_ptr<GrpcEndpoint> grpc_;
   std::thread loop_;
   absl::Status loop_status_;  // of the loop thread, read after it is joined
 };

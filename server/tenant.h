@@ -9,8 +9,7 @@
 
 namespace photon {
 
-// The tenant that the bearer token of the metadata `authorization` names; without one, the tenant
-// that all such calls share. Whether the token is a good one is not asked here.
+// Only within methods of services that are guarded (auth/call_guard.h), where it has been decided.
 TenantId TenantOf(const grpc::CallbackServerContext& context);
 
 // A name for people: "shared", or a number that means nothing to another process.

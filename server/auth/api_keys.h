@@ -25,7 +25,8 @@ struct CallerLimits {
   // Also the most that may come at once after a pause.
   std::optional<int64_t> requests_per_minute;
   std::optional<int64_t> max_concurrent_requests;
-  // Of prompts and outputs. Charged as they are used: a caller that has overdrawn waits.
+  // Of prompts, but for what the cache had of them, and of outputs. Charged as sequences end: a
+  // caller that has overdrawn waits.
   std::optional<int64_t> tokens_per_minute;
   Priority max_priority = Priority::kNormal;
   bool admin = false;  // may call AdminService

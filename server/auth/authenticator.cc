@@ -111,6 +111,11 @@ void Caller::Charge(int64_t tokens) const {
   if (account_->tokens.has_value()) account_->tokens->Take(tokens, clock_->Now());
 }
 
+void Caller::Charge(const SequenceStats& stats) const {
+  if (!stats.first_step.has_value()) return;  // it never ran
+  Charge(int64_t{stats.prompt_tokens} - stats.cached_tokens + stats.generated_tokens);
+}
+
 Authenticator::Authenticator(OpenAccess access, const Clock* clock)
     : clock_(clock),
       open_(access),

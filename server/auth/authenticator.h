@@ -48,8 +48,10 @@ class Caller {
   // kPermissionDenied: the key does not allow administration.
   absl::Status CheckAdmin() const;
 
-  // Takes tokens, of prompt and output, from what the caller may use per minute. Any thread.
+  // Takes tokens from what the caller may use per minute. Any thread.
   void Charge(int64_t tokens) const;
+  // What a sequence has cost: its output, and its prompt but for what the cache had of it.
+  void Charge(const SequenceStats& stats) const;
 
  private:
   friend class Authenticator;

@@ -1,6 +1,9 @@
 #include "server/auth/call_guard.h"
 
 #include <grpc/byte_buffer.h>
+#include <grpc/grpc.h>
+#include <grpcpp/generic/async_generic_service.h>
+#include <grpcpp/impl/codegen/server_callback_handlers.h>
 #include <grpcpp/impl/rpc_service_method.h>
 #include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/server_callback.h>
@@ -8,9 +11,11 @@
 #include <chrono>
 #include <cstdlib>
 #include <iterator>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "google/protobuf/descriptor.h"
 #include "server/grpc_status.h"
 
 namespace photon {
@@ -32,16 +37,6 @@ std::optional<std::string_view> TokenOf(const grpc::CallbackServerContext& conte
   // Of several, who knows which one a proxy has looked at.
   if (begin == end || std::next(begin) != end) return std::nullopt;
   return BearerToken({begin->second.data(), begin->second.size()});
-}
-
-absl::Status Admit(Authenticator& authenticator, Access access, CallContext& context) {
-  auto caller = authenticator.Admit(TokenOf(context));
-  if (!caller.ok()) return caller.status();
-  if (access == Access::kAdmins) {
-    if (absl::Status status = caller->CheckAdmin(); !status.ok()) return status;
-  }
-  context.caller.emplace(*std::move(caller));
-  return absl::OkStatus();
 }
 
 void Refuse(const MethodHandler::HandlerParameter& call, CallContext& context,
@@ -66,7 +61,13 @@ RpcMethod::RpcType TypeOf(const google::protobuf::MethodDescriptor& method) {
 class CallContextAllocator final : public grpc::ContextAllocator {
  public:
   grpc::CallbackServerContext* NewCallbackServerContext() override { return new CallContext; }
+  // Of methods that no service has. gRPC releases contexts that it has made itself, too, which are
+  // not on the heap: so it makes none.
+  grpc::GenericCallbackServerContext* NewGenericCallbackServerContext() override {
+    return new grpc::GenericCallbackServerContext;
+  }
   void Release(grpc::CallbackServerContext* context) override { delete context; }
+  void Release(grpc::GenericCallbackServerContext* context) override { delete context; }
 };
 
 }  // namespace
@@ -74,8 +75,8 @@ class CallContextAllocator final : public grpc::ContextAllocator {
 // Stands before the handler of one method.
 class GuardedService::Handler final : public MethodHandler {
  public:
-  Handler(MethodHandler* guarded, Authenticator* authenticator, Access access)
-      : guarded_(guarded), authenticator_(authenticator), access_(access) {}
+  Handler(MethodHandler* guarded, const Guard& guard, Access access)
+      : guarded_(guarded), guard_(guard), access_(access) {}
 
   // Called before RunHandler for methods with one request message, which stays as it is until the
   // call has been admitted.
@@ -89,7 +90,7 @@ class GuardedService::Handler final : public MethodHandler {
     if (context == nullptr) std::abort();  // the builder lacks our allocator
     const bool has_request = call.internal_data == this;
     auto* request = has_request ? static_cast<grpc_byte_buffer*>(call.request) : nullptr;
-    const absl::Status admitted = Admit(*authenticator_, access_, *context);
+    const absl::Status admitted = Admit(*context);
     if (!admitted.ok()) {
       if (request != nullptr) grpc_byte_buffer_destroy(request);
       return Refuse(call, *context, admitted);
@@ -103,21 +104,35 @@ class GuardedService::Handler final : public MethodHandler {
   }
 
  private:
+  absl::Status Admit(CallContext& context) const {
+    auto caller = guard_.authenticator->Admit(TokenOf(context));
+    if (!caller.ok()) return caller.status();
+    if (access_ == Access::kAdmins) {
+      if (absl::Status status = caller->CheckAdmin(); !status.ok()) return status;
+    }
+    context.caller_ = std::make_shared<const Caller>(*std::move(caller));
+    context.registry_ = guard_.requests;
+    return absl::OkStatus();
+  }
+
   MethodHandler* const guarded_;
-  Authenticator* const authenticator_;
+  const Guard guard_;
   const Access access_;
 };
 
-GuardedService::GuardedService(grpc::Service* service,
-                               const google::protobuf::ServiceDescriptor& descriptor,
-                               Authenticator* authenticator, Access access) {
+GuardedService::GuardedService(grpc::Service* service, const std::string& full_name,
+                               const Guard& guard, Access access) {
+  const google::protobuf::ServiceDescriptor* found =
+      google::protobuf::DescriptorPool::generated_pool()->FindServiceByName(full_name);
+  if (found == nullptr) std::abort();  // not a generated service
+  const google::protobuf::ServiceDescriptor& descriptor = *found;
   for (int i = 0; i < descriptor.method_count(); ++i) {
     const google::protobuf::MethodDescriptor& method = *descriptor.method(i);
     method_names_.push_back(absl::StrCat("/", descriptor.full_name(), "/", method.name()));
     // Generated services number their methods as the descriptor does.
     MethodHandler* const guarded = (service->*(&GuardedService::GetHandler))(i);
     AddMethod(new RpcServiceMethod(method_names_.back().c_str(), TypeOf(method), nullptr));
-    MarkMethodRawCallback(i, new Handler(guarded, authenticator, access));
+    MarkMethodRawCallback(i, new Handler(guarded, guard, access));
   }
 }
 
@@ -125,8 +140,20 @@ std::unique_ptr<grpc::ContextAllocator> MakeCallContextAllocator() {
   return std::make_unique<CallContextAllocator>();
 }
 
-const Caller& CallerOf(const grpc::CallbackServerContext& context) {
-  return dynamic_cast<const CallContext&>(context).caller.value();
+CallContext& CallOf(grpc::CallbackServerContext& context) {
+  return dynamic_cast<CallContext&>(context);
+}
+
+const CallContext& CallOf(const grpc::CallbackServerContext& context) {
+  return dynamic_cast<const CallContext&>(context);
+}
+
+void CallContext::SetRequestId(const std::string& id) {
+  if (registry_ == nullptr) return;
+  // gRPC's objects around a call end before it does.
+  grpc_call_ref(c_call());
+  const std::shared_ptr<grpc_call> call(c_call(), grpc_call_unref);
+  entry_ = registry_->Add(id, [call] { grpc_call_cancel(call.get(), nullptr); });
 }
 
 }  // namespace photon

@@ -1,7 +1,7 @@
 // Authentication of every gRPC method, in one place: a service stands behind a guarded one, which
 // is what the server knows.
 //
-//   GuardedService guarded(&service, *v1::GenerationService::..., &authenticator);
+//   GuardedService guarded(&service, v1::GenerationService::service_full_name(), guard, access);
 //   builder.RegisterService(&guarded);
 //
 // A call that is refused never reaches the service, and its request is not parsed. gRPC's
@@ -15,11 +15,10 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
-#include <optional>
 #include <string>
 
-#include "google/protobuf/descriptor.h"
 #include "server/auth/authenticator.h"
+#include "server/auth/request_registry.h"
 
 namespace photon {
 
@@ -31,15 +30,31 @@ enum class Access : uint8_t {
 // What is known of a call once it has been admitted.
 class CallContext final : public grpc::CallbackServerContext {
  public:
-  std::optional<Caller> caller;
+  // From now on the call can be aborted under this id.
+  void SetRequestId(const std::string& id);
+
+  const std::shared_ptr<const Caller>& caller() const { return caller_; }
+
+ private:
+  friend class GuardedService;
+
+  std::shared_ptr<const Caller> caller_;
+  RequestRegistry* registry_ = nullptr;
+  std::unique_ptr<RequestRegistry::Entry> entry_;
+};
+
+// What guarded services share; outlives the gRPC server.
+struct Guard {
+  Authenticator* authenticator = nullptr;
+  RequestRegistry* requests = nullptr;
 };
 
 class GuardedService final : public grpc::Service {
  public:
-  // `service` is a generated callback service, all of whose methods `descriptor` lists. What is
-  // borrowed outlives the gRPC server, whose builder has the allocator below.
-  GuardedService(grpc::Service* service, const google::protobuf::ServiceDescriptor& descriptor,
-                 Authenticator* authenticator, Access access);
+  // `service` is a generated callback service, of the name `full_name`. It outlives the gRPC
+  // server, whose builder has the allocator below.
+  GuardedService(grpc::Service* service, const std::string& full_name, const Guard& guard,
+                 Access access);
 
  private:
   class Handler;
@@ -50,7 +65,8 @@ class GuardedService final : public grpc::Service {
 // For ServerBuilder::SetContextAllocator: makes CallContexts.
 std::unique_ptr<grpc::ContextAllocator> MakeCallContextAllocator();
 
-// Who makes a call. Only within methods of services that are guarded.
-const Caller& CallerOf(const grpc::CallbackServerContext& context);
+// The call that a context is of. Only within methods of services that are guarded.
+CallContext& CallOf(grpc::CallbackServerContext& context);
+const CallContext& CallOf(const grpc::CallbackServerContext& context);
 
 }  // namespace photon

@@ -13,8 +13,9 @@
 
 #include <array>
 #include <cerrno>
+#include <cstddef>
 #include <cstring>
-#include <optional>
+#include <string_view>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -133,21 +134,25 @@ absl::StatusOr<std::unique_ptr<ConnectionGate>> ConnectionGate::Listen(
   std::unique_ptr<ConnectionGate> gate(new ConnectionGate(address, limits));
   if (gate->epoll_fd_ < 0 || gate->stop_fd_ < 0) return ErrnoStatus(address, errno);
 
-  if (address.starts_with("unix:")) {
-    std::string path = address.substr(std::strlen("unix:"));
-    if (path.starts_with("//")) path = path.substr(2);
+  for (const std::string_view scheme : {"unix:", "unix-abstract:"}) {
+    if (!address.starts_with(scheme)) continue;
+    const bool is_file = scheme == "unix:";
+    std::string path = address.substr(scheme.size());
+    if (is_file && path.starts_with("//")) path = path.substr(2);
     sockaddr_un name{};
     name.sun_family = AF_UNIX;
-    if (path.empty() || path.size() >= sizeof(name.sun_path)) {
+    // Abstract names begin with a zero byte, and end with the address.
+    const size_t begin = is_file ? 0 : 1;
+    if (path.empty() || path.size() + 1 >= sizeof(name.sun_path)) {
       return ErrnoStatus(address, ENAMETOOLONG);
     }
-    path.copy(name.sun_path, path.size());
-    const auto* generic = reinterpret_cast<const sockaddr*>(&name);
-    if (IsStale(name, sizeof(name))) unlink(path.c_str());
-    const int fd = ListenOn(generic, sizeof(name));
+    path.copy(name.sun_path + begin, path.size());
+    const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + path.size());
+    if (is_file && IsStale(name, size)) unlink(path.c_str());
+    const int fd = ListenOn(reinterpret_cast<const sockaddr*>(&name), size);
     if (fd < 0) return ErrnoStatus(address, -fd);
     gate->listeners_.push_back(fd);
-    gate->unix_path_ = path;
+    if (is_file) gate->unix_path_ = path;
     return gate;
   }
 

@@ -30,7 +30,8 @@ class ConnectionGate {
   // What a connection is handed to, which owns `fd` and shuts it down before it closes it.
   using Receiver = std::function<void(int listener_fd, int fd)>;
 
-  // Listens on "HOST:PORT", "[ADDRESS]:PORT" or "unix:PATH"; port 0 takes a free one. A name is
+  // Listens on "HOST:PORT", "[ADDRESS]:PORT", "unix:PATH" or "unix-abstract:NAME"; port 0 takes a
+  // free one. A name is
   // listened on at all of its addresses. Connections wait until Open. kUnavailable: the address
   // cannot be bound, as when another server is there.
   static absl::StatusOr<std::unique_ptr<ConnectionGate>> Listen(const std::string& address,

@@ -273,7 +273,7 @@ class KeysTest(unittest.TestCase):
             document_pb2.CreateDocumentRequest(text=STORY),
         ]
         created = stub.CreateDocument(iter(messages), metadata=bearer(key), timeout=PATIENCE_S)
-        get = document_pb2.GetDocumentRequest(document_id=created.document.document_id)
+        get = document_pb2.GetDocumentRequest(document_id=created.document.id)
         stub.GetDocument(get, metadata=bearer(second_key), timeout=PATIENCE_S)
         with self.assertRaises(grpc.RpcError) as caught:
             stub.GetDocument(get, metadata=bearer(other_key), timeout=PATIENCE_S)
