@@ -60,7 +60,6 @@ class World {
     options.reserved_output_percent = std::array{100, 0, 50}[seed % 3];
     options.preempt_for_fairness = seed / 3 % 2 == 0;
     options.max_pause = milliseconds(8);
-    max_queue_ = options.max_queue;
     scheduler_ = *Scheduler::Create(&engine_, &clock_, options);
     engine_.on_step = [this](std::span<const Row> rows) {
       clock_.Advance(microseconds(100));
@@ -365,7 +364,6 @@ class World {
   FakeClock clock_;
   FakeEngine engine_;
   std::unique_ptr<Scheduler> scheduler_;
-  int max_queue_ = 0;
   bool draining_ = false;
   std::array<std::vector<TokenId>, 4> documents_;
   uint32_t num_requests_ = 0;
