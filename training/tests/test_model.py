@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from decode_speed import photon_tokens, transformer_tokens
 from export_golden import configs, randomise, reference_logits
 from generate import MODES, Generator
-from photon_model import Photon, PhotonConfig, causal_attention, window_attention
+from photon_model import Photon, PhotonConfig, StackConfig, causal_attention, window_attention
+from transformer_model import Transformer, TransformerConfig
 
 
 def random_models():
@@ -109,6 +111,26 @@ class Generation(unittest.TestCase):
                     torch.tensor([prompt + output]), torch.float64, own_predictions=True
                 )[0, 2 * meta :]
                 self.assertLess((torch.stack(generator.logits) - expected).abs().max().item(), 1e-9)
+
+    @torch.no_grad()
+    def test_cached_decoding_is_exact(self):
+        for name, model in random_models():
+            levels = model.config.levels
+            if len(levels) == 2 and levels[0].encoder_span == "block":
+                with self.subTest(name):
+                    prompt = random_tokens(model, 2 * model.config.meta_tokens())
+                    count = 2 * model.config.meta_tokens()
+                    cached = [int(t) for t in photon_tokens(model, torch.tensor([prompt]), count)]
+                    self.assertEqual(cached, Generator(model, "exact").run(prompt, count))
+
+    @torch.no_grad()
+    def test_cached_transformer_is_its_forward_pass(self):
+        model = Transformer(TransformerConfig(64, StackConfig(32, 2, 2, 2, 16, 64, qk_norm=True)))
+        model = model.double()
+        tokens = torch.arange(3, 12)[None]
+        for token in transformer_tokens(model, tokens, 6):
+            self.assertEqual(int(token), int(model(tokens, torch.float64)[0, -1].argmax()))
+            tokens = torch.cat([tokens, token[:, None]], dim=1)
 
     def test_with_one_level_hiergen_is_exact_and_recgen_is_refused(self):
         for name, model in random_models():
