@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <initializer_list>
+#include <type_traits>
 #include <utility>
 
 #include "engine/cuda/kernels/chunk_units.h"
@@ -12,6 +13,7 @@
 #include "engine/cuda/kernels/paged_attention.h"
 #include "engine/cuda/kernels/rms_norm.h"
 #include "engine/cuda/kernels/rows.h"
+#include "engine/cuda/kernels/skinny_product.h"
 #include "engine/cuda/kernels/swiglu.h"
 #include "engine/model/float_bits.h"
 
@@ -34,6 +36,80 @@ void Round(std::span<const float> values, __nv_bfloat16* out) {
 
 void Max(int64_t& largest, int64_t value) {
   largest = std::max(largest, value);
+}
+
+// Few rows have a kernel of their own, which cuBLASLt's products leave far behind: it reads the
+// weights once and does everything around them.
+template <typename T>
+bool IsSkinny(int rows) {
+  return std::is_same_v<T, __nv_bfloat16> && rows <= kMaxSkinnyRows;
+}
+
+// Rows that a product normalises on the way in; without a weight it only rounds them.
+struct NormedRows {
+  const float* x;
+  const float* norm;
+  int width;
+  float eps;
+};
+
+// y = act W^T (+ bias), or y += with `add`.
+template <typename T, typename Out>
+void Product(const Compute<T>& compute, const Matrix<T>& w, const T* act, int rows, bool add,
+             Out* y) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    if (IsSkinny<T>(rows)) {
+      return compute.work.Run("skinny_product", [&](cudaStream_t stream) {
+        return LaunchSkinnyProduct(w.data, w.n, w.k, w.bias, {.act = act}, rows, add, y, stream);
+      });
+    }
+  }
+  compute.product.Run(compute.work, w, act, rows, add, y);
+}
+
+template <typename T>
+void Norm(const Compute<T>& compute, const Matrix<T>& w, const NormedRows& in, int rows) {
+  compute.work.Run("rms_norm", [&](cudaStream_t stream) {
+    return LaunchRmsNorm(in.x, w.k, in.norm, in.width, in.eps, compute.scratch.act.data(), w.k,
+                         rows, stream);
+  });
+}
+
+// y = RMSNorm(x) W^T (+ bias).
+template <typename T, typename Out>
+void NormedProduct(const Compute<T>& compute, const Matrix<T>& w, const NormedRows& in, int rows,
+                   Out* y) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    if (IsSkinny<T>(rows)) {
+      const SkinnyInput input{.x = in.x, .norm = in.norm, .width = in.width, .eps = in.eps};
+      return compute.work.Run("skinny_product", [&](cudaStream_t stream) {
+        return LaunchSkinnyProduct(w.data, w.n, w.k, w.bias, input, rows, false, y, stream);
+      });
+    }
+  }
+  Norm(compute, w, in, rows);
+  compute.product.Run(compute.work, w, compute.scratch.act.data(), rows, false, y);
+}
+
+// scratch.act = silu(RMSNorm(x) W_gate^T) * (RMSNorm(x) W_up^T), `width` wide.
+template <typename T>
+void GatedProduct(const Compute<T>& compute, const Matrix<T>& gate_up, const NormedRows& in,
+                  int rows, int width) {
+  T* act = compute.scratch.act.data();
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    if (IsSkinny<T>(rows)) {
+      const SkinnyInput input{.x = in.x, .norm = in.norm, .width = in.width, .eps = in.eps};
+      return compute.work.Run("skinny_product", [&](cudaStream_t stream) {
+        return LaunchSkinnyGatedProduct(gate_up.data, gate_up.n, gate_up.k, input, rows, act,
+                                        stream);
+      });
+    }
+  }
+  Norm(compute, gate_up, in, rows);
+  compute.product.Run(compute.work, gate_up, act, rows, false, compute.scratch.wide.data());
+  compute.work.Run("swiglu", [&](cudaStream_t stream) {
+    return LaunchSwiGlu(compute.scratch.wide.data(), width, act, rows, stream);
+  });
 }
 
 }  // namespace
@@ -161,16 +237,12 @@ void TransformerStack<T>::Forward(const Compute<T>& compute, float* x, int conte
   const int rows = contexts * positions.count;
   T *act = compute.scratch.act.data(), *wide = compute.scratch.wide.data();
   float* partial = compute.scratch.partial.data();
-  const auto norm = [&](const float* weight) {
-    work.Run("rms_norm", [&](cudaStream_t stream) {
-      return LaunchRmsNorm(x, width(), weight, config_.hidden_size, config_.norm_eps, act, width(),
-                           rows, stream);
-    });
+  const auto normed = [&](const float* norm) -> NormedRows {
+    return {x, norm, config_.hidden_size, config_.norm_eps};
   };
   KvLayer<T> cache = kv.first_layer;
   for (const Layer& layer : layers_) {
-    norm(layer.attn_norm);
-    compute.product.Run(work, layer.qkv, act, rows, false, wide);
+    NormedProduct(compute, layer.qkv, normed(layer.attn_norm), rows, wide);
     if (cache.page_ids == nullptr) {
       work.Run("local_attention", [&](cudaStream_t stream) {
         return LaunchLocalAttention(layer.attention, wide, cache, positions, contexts, act, stream);
@@ -184,13 +256,9 @@ void TransformerStack<T>::Forward(const Compute<T>& compute, float* x, int conte
                                     stream);
       });
     }
-    compute.product.Run(work, layer.out, act, rows, true, x);
-    norm(layer.ffn_norm);
-    compute.product.Run(work, layer.gate_up, act, rows, false, wide);
-    work.Run("swiglu", [&](cudaStream_t stream) {
-      return LaunchSwiGlu(wide, config_.intermediate_size, act, rows, stream);
-    });
-    compute.product.Run(work, layer.down, act, rows, true, x);
+    Product(compute, layer.out, act, rows, true, x);
+    GatedProduct(compute, layer.gate_up, normed(layer.ffn_norm), rows, config_.intermediate_size);
+    Product(compute, layer.down, act, rows, true, x);
     cache.base += kv.layer_stride;
   }
   const int64_t skip = output.last_only ? positions.count : 1;
@@ -239,7 +307,7 @@ void Chunker<T>::Forward(const Compute<T>& compute, const float* units, int n, f
     return LaunchChunkUnits(units, chunk_size_, unit_width_, norm, in_norm_, norm_eps_, act, n,
                             stream);
   });
-  compute.product.Run(work, linear_, act, n, false, x);
+  Product(compute, linear_, act, n, false, x);
   if (!config_.out_norm) return;
   work.Run("rms_norm", [&](cudaStream_t stream) {
     return LaunchRmsNorm(x, linear_.n, out_norm_, out_width_, norm_eps_, x, linear_.n, n, stream);
@@ -269,15 +337,9 @@ void Converter<T>::AddTo(ScratchSize& size, int rows) const {
 
 template <typename T>
 void Converter<T>::Forward(const Compute<T>& compute, const float* states, int n, float* x) const {
-  Work& work = compute.work;
-  T* act = compute.scratch.act.data();
   float* expanded = compute.scratch.expanded.data();
-  work.Run("rms_norm", [&](cudaStream_t stream) {
-    return LaunchRmsNorm(states, linear_.k, in_norm_, in_width_, norm_eps_, act, linear_.k, n,
-                         stream);
-  });
-  compute.product.Run(work, linear_, act, n, false, expanded);
-  work.Run("expand_vectors", [&](cudaStream_t stream) {
+  NormedProduct(compute, linear_, {states, in_norm_, in_width_, norm_eps_}, n, expanded);
+  compute.work.Run("expand_vectors", [&](cudaStream_t stream) {
     return LaunchExpandVectors(expanded, num_vectors_, out_width_, conv_, out_norm_, norm_eps_, x,
                                n, stream);
   });
@@ -343,12 +405,10 @@ void CudaModel<T>::EmbedForDecoder(Work& work, const int32_t* tokens, int group,
 template <typename T>
 void CudaModel<T>::Logits(const Compute<T>& compute, const float* predictions, int n,
                           float* logits) const {
-  T* act = compute.scratch.act.data();
-  compute.work.Run("rms_norm", [&](cudaStream_t stream) {
-    return LaunchRmsNorm(predictions, head_.k, final_norm_, config_.embedding_dim,
-                         config_.levels[0].decoder.norm_eps, act, head_.k, n, stream);
-  });
-  compute.product.Run(compute.work, head_, act, n, false, logits);
+  NormedProduct(
+      compute, head_,
+      {predictions, final_norm_, config_.embedding_dim, config_.levels[0].decoder.norm_eps}, n,
+      logits);
 }
 
 template Scratch<float> ScratchSize::Allocate(DeviceAllocator&) const;

@@ -65,6 +65,17 @@ __device__ inline float BlockSum(float value, float* partial) {
   return WarpSum(lane < num_warps ? partial[lane] : 0.0f);
 }
 
+// acc += A B on the tensor cores: A [16, 16] weights, B [16, 8], bf16, as PTX's m16n8k16 spreads
+// them over a warp. a0, a2: the lane's first row of A; a1, a3: its second.
+__device__ inline void MultiplyAdd(float (&acc)[4], unsigned a0, unsigned a1, unsigned a2,
+                                   unsigned a3, unsigned b0, unsigned b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
 inline constexpr unsigned DivideUp(int64_t n, int64_t by) {
   return static_cast<unsigned>((n + by - 1) / by);
 }

@@ -15,6 +15,7 @@
 #include "engine/cuda/kernels/rms_norm.h"
 #include "engine/cuda/kernels/rows.h"
 #include "engine/cuda/kernels/sample_tokens.h"
+#include "engine/cuda/kernels/skinny_product.h"
 #include "engine/cuda/kernels/swiglu.h"
 #include "engine/cuda/matrix_product.h"
 #include "tests/engine/cuda/gpu_fixture.h"
@@ -536,6 +537,86 @@ TYPED_TEST(Kernels, ProductsMatchTheDefinition) {
             }
           }
         }
+      }
+    }
+  }
+}
+
+// What LaunchSkinnyProduct computes with the input of `act` [rows, k], rounded or not.
+Doubles ProductOf(const Doubles& act, const std::vector<__nv_bfloat16>& w, int rows, int n, int k) {
+  Doubles out;
+  for (int r = 0; r < rows; ++r) {
+    for (int c = 0; c < n; ++c) {
+      double sum = 0;
+      for (int i = 0; i < k; ++i) sum += act[r * k + i] * ToDouble(w[c * k + i]);
+      out.push_back(sum);
+    }
+  }
+  return out;
+}
+
+TEST_F(OnGpu, SkinnyProductsMatchTheDefinition) {
+  using T = __nv_bfloat16;
+  for (const int rows : {1, 2, 3, 8, 9, 16}) {
+    for (const int k : {8, 24, 40, 416, 1664}) {
+      for (const int n : {8, 24, 80, 1000}) {
+        const auto act = RoundedTo<T>(Random(rows * k)), w = RoundedTo<T>(Random(n * k));
+        const auto x = Random(rows * k), norm = Random(k), bias = Random(n),
+                   before = Random(rows * n);
+        const DeviceArray<T> device_act(act), device_w(w);
+        const DeviceArray<float> device_x(x), device_norm(norm), device_bias(bias), y(before);
+        const std::string what = absl::StrCat(rows, "x", k, "x", n);
+        Doubles expected = ProductOf(ToDoubles(act), w, rows, n, k);
+
+        ASSERT_EQ(LaunchSkinnyProduct(device_w.data(), n, k, nullptr, {.act = device_act.data()},
+                                      rows, true, y.data(), nullptr),
+                  cudaSuccess);
+        Doubles added = expected;
+        for (size_t i = 0; i < added.size(); ++i) added[i] += before[i];
+        ExpectRows(y.Values(), added, n, 5e-6, what + ", added");
+
+        const auto rounded = DeviceArray<T>::Unwritten(rows * n);
+        ASSERT_EQ(
+            LaunchSkinnyProduct(device_w.data(), n, k, device_bias.data(),
+                                {.act = device_act.data()}, rows, false, rounded.data(), nullptr),
+            cudaSuccess);
+        for (size_t i = 0; i < expected.size(); ++i) expected[i] += bias[i % n];
+        ExpectRows(rounded.Values(), expected, n, kTolerance<T>, what + ", biased");
+
+        // The input is rounded after the norm, or as it is.
+        for (const bool has_norm : {false, true}) {
+          Doubles normed = ToDoubles(x);
+          for (int r = 0; r < rows && has_norm; ++r) {
+            const double scale = InverseRms(normed.data() + r * k, k, 1e-3);
+            for (int i = 0; i < k; ++i) normed[r * k + i] *= scale * norm[i];
+          }
+          for (double& value : normed) value = ToDouble(Rounded<T>(static_cast<float>(value)));
+          const auto out = DeviceArray<float>::Unwritten(rows * n);
+          ASSERT_EQ(LaunchSkinnyProduct(device_w.data(), n, k, nullptr,
+                                        {.x = device_x.data(),
+                                         .norm = has_norm ? device_norm.data() : nullptr,
+                                         .width = k,
+                                         .eps = 1e-3f},
+                                        rows, false, out.data(), nullptr),
+                    cudaSuccess);
+          ExpectRows(out.Values(), ProductOf(normed, w, rows, n, k), n, kTolerance<T>,
+                     what + (has_norm ? ", normalised" : ", rounded"));
+        }
+
+        if (n % 16 != 0) continue;
+        const auto gated = DeviceArray<T>::Unwritten(rows * n / 2);
+        ASSERT_EQ(LaunchSkinnyGatedProduct(device_w.data(), n, k, {.act = device_act.data()}, rows,
+                                           gated.data(), nullptr),
+                  cudaSuccess);
+        const Doubles both = ProductOf(ToDoubles(act), w, rows, n, k);
+        Doubles products;
+        for (int r = 0; r < rows; ++r) {
+          for (int i = 0; i < n / 2; ++i) {
+            const double gate = both[r * n + i], up = both[r * n + n / 2 + i];
+            products.push_back(gate / (1 + std::exp(-gate)) * up);
+          }
+        }
+        ExpectRows(gated.Values(), products, n / 2, kTolerance<T>, what + ", gated");
       }
     }
   }

@@ -1,0 +1,206 @@
+#include "engine/cuda/kernels/device_common.cuh"
+#include "engine/cuda/kernels/skinny_product.h"
+
+namespace photon::cuda {
+namespace {
+
+constexpr int kWarps = 8;          // of a block
+constexpr int kStepElements = 32;  // of k, that a warp takes at a time
+constexpr int kTileRows = 16;      // outputs of a block, as the matrix instruction has them
+constexpr int kTileColumns = 8;    // rows of the input that one instruction takes
+// Steps whose weights are on their way before the first is used.
+constexpr int kAhead = 4;
+
+// Sixteen bytes of bf16 along k.
+union Fragment {
+  uint4 vector;
+  unsigned pairs[4];
+};
+
+enum class Epilogue { kStore, kAdd, kGated };
+
+// A lane of the matrix instruction m16n8k16 holds, for its row, pairs of elements of k. Which
+// elements those are does not matter as long as both sides agree, so a lane takes eight that are
+// next to each other, and one load of sixteen bytes feeds two instructions.
+struct LanePlace {
+  int row;  // of weights (and 8 further), and of the input
+  int k;    // first element in a step
+};
+__device__ LanePlace PlaceOfLane() {
+  const int lane = threadIdx.x % kWarp;
+  return {lane / 4, lane % 4 * 8};
+}
+
+template <int kTiles>
+struct Inputs {
+  SkinnyInput input;
+  int rows, k;
+  LanePlace place;
+  const float* scales;  // shared memory, of each row
+
+  __device__ Fragment Load(int tile, int at) const {
+    Fragment fragment{};
+    const int row = tile * kTileColumns + place.row;
+    if (row >= rows || at >= k) return fragment;
+    const int64_t from = int64_t{row} * k + at;
+    if (input.act != nullptr) {
+      fragment.vector = *reinterpret_cast<const uint4*>(input.act + from);
+      return fragment;
+    }
+    alignas(16) __nv_bfloat16 rounded[8];
+#pragma unroll
+    for (int half = 0; half < 8; half += 4) {
+      float4 v = Load4(input.x + from + half);
+      if (input.norm != nullptr) {
+        const float4 w = Load4(input.norm + at + half);
+        const float scale = scales[row];
+        v = {v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z, v.w * scale * w.w};
+      }
+      Store4(rounded + half, v);
+    }
+    fragment.vector = *reinterpret_cast<const uint4*>(rounded);
+    return fragment;
+  }
+};
+
+// A block owns sixteen outputs (with kGated eight gates and their eight ups) for all rows; its
+// warps take the steps of k in turn and add up at the end.
+template <typename Out, int kTiles, Epilogue kEpilogue>
+__global__ void __launch_bounds__(kWarps* kWarp)
+    SkinnyProduct(const __nv_bfloat16* w, int n, int k, const float* bias, SkinnyInput input,
+                  int rows, Out* y) {
+  __shared__ float scales[kMaxSkinnyRows];
+  __shared__ float sums[kWarps][kTiles * kTileColumns][kTileRows];
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  const LanePlace place = PlaceOfLane();
+  const int steps = (k + kStepElements - 1) / kStepElements;
+
+  // Outputs of the two weight rows of this lane.
+  int first = static_cast<int>(blockIdx.x) * kTileRows + place.row, second = first + kTileRows / 2;
+  if (kEpilogue == Epilogue::kGated) {
+    first = static_cast<int>(blockIdx.x) * kTileRows / 2 + place.row;
+    second = n / 2 + first;
+  }
+  const bool has_first = first < (kEpilogue == Epilogue::kGated ? n / 2 : n);
+  const bool has_second = kEpilogue == Epilogue::kGated ? has_first : second < n;
+  const auto load_weights = [&](int step, Fragment& a, Fragment& b) {
+    const int at = step * kStepElements + place.k;
+    a.vector = b.vector = {0, 0, 0, 0};
+    if (at >= k) return;
+    if (has_first) a.vector = *reinterpret_cast<const uint4*>(w + int64_t{first} * k + at);
+    if (has_second) b.vector = *reinterpret_cast<const uint4*>(w + int64_t{second} * k + at);
+  };
+
+  // The first weights come from memory while the rows' norms are computed.
+  Fragment ahead[kAhead][2];
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) {
+    load_weights(warp + i * kWarps, ahead[i][0], ahead[i][1]);
+  }
+  if (input.norm != nullptr) {
+    for (int row = warp; row < rows; row += kWarps) {
+      float squares = 0;
+      for (int i = lane * 4; i < k; i += kWarp * 4) {
+        const float4 v = Load4(input.x + int64_t{row} * k + i);
+        squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+      }
+      squares = WarpSum(squares);
+      if (lane == 0) scales[row] = 1.0f / sqrtf(squares / input.width + input.eps);
+    }
+    __syncthreads();  // every row's scale is there
+  }
+
+  const Inputs<kTiles> inputs{input, rows, k, place, scales};
+  float acc[kTiles][4] = {};
+  for (int base = warp; base < steps; base += kAhead * kWarps) {
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int step = base + i * kWarps;
+      const Fragment a = ahead[i][0], b = ahead[i][1];
+      load_weights(step + kAhead * kWarps, ahead[i][0], ahead[i][1]);
+      if (step >= steps) continue;  // the same for the whole warp
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        const Fragment c = inputs.Load(tile, step * kStepElements + place.k);
+#pragma unroll
+        for (int p = 0; p < 4; p += 2) {
+          MultiplyAdd(acc[tile], a.pairs[p], b.pairs[p], a.pairs[p + 1], b.pairs[p + 1], c.pairs[p],
+                      c.pairs[p + 1]);
+        }
+      }
+    }
+  }
+
+  // A lane's results are of weight rows lane / 4 and 8 further, input rows lane % 4 * 2 and the
+  // next.
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+    const int column = tile * kTileColumns + lane % 4 * 2;
+    sums[warp][column][place.row] = acc[tile][0];
+    sums[warp][column + 1][place.row] = acc[tile][1];
+    sums[warp][column][place.row + 8] = acc[tile][2];
+    sums[warp][column + 1][place.row + 8] = acc[tile][3];
+  }
+  __syncthreads();  // every warp's share is there
+  const auto total = [&](int row, int output) {
+    float sum = 0;
+    for (int i = 0; i < kWarps; ++i) sum += sums[i][row][output];
+    return sum;
+  };
+  if constexpr (kEpilogue == Epilogue::kGated) {
+    for (int i = threadIdx.x; i < rows * kTileRows / 2; i += kWarps * kWarp) {
+      const int row = i / (kTileRows / 2), output = i % (kTileRows / 2);
+      const int at = static_cast<int>(blockIdx.x) * kTileRows / 2 + output;
+      if (at >= n / 2) continue;
+      const float gate = total(row, output), up = total(row, output + kTileRows / 2);
+      y[int64_t{row} * (n / 2) + at] = FromFloat<Out>(gate / (1.0f + expf(-gate)) * up);
+    }
+  } else {
+    for (int i = threadIdx.x; i < rows * kTileRows; i += kWarps * kWarp) {
+      const int row = i / kTileRows, output = i % kTileRows;
+      const int at = static_cast<int>(blockIdx.x) * kTileRows + output;
+      if (at >= n) continue;
+      float value = total(row, output);
+      if (bias != nullptr) value += bias[at];
+      Out* to = y + int64_t{row} * n + at;
+      if (kEpilogue == Epilogue::kAdd) value += ToFloat(*to);
+      *to = FromFloat<Out>(value);
+    }
+  }
+}
+
+template <typename Out, Epilogue kEpilogue>
+cudaError_t Launch(const __nv_bfloat16* w, int n, int k, const float* bias,
+                   const SkinnyInput& input, int rows, Out* y, cudaStream_t stream) {
+  if (rows > kMaxSkinnyRows) return cudaErrorInvalidValue;
+  const unsigned blocks = DivideUp(n, kTileRows), threads = kWarps * kWarp;
+  if (rows <= kTileColumns) {
+    SkinnyProduct<Out, 1, kEpilogue><<<blocks, threads, 0, stream>>>(w, n, k, bias, input, rows, y);
+  } else {
+    SkinnyProduct<Out, 2, kEpilogue><<<blocks, threads, 0, stream>>>(w, n, k, bias, input, rows, y);
+  }
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+template <typename Out>
+cudaError_t LaunchSkinnyProduct(const __nv_bfloat16* w, int n, int k, const float* bias,
+                                const SkinnyInput& input, int rows, bool add, Out* y,
+                                cudaStream_t stream) {
+  return add ? Launch<Out, Epilogue::kAdd>(w, n, k, bias, input, rows, y, stream)
+             : Launch<Out, Epilogue::kStore>(w, n, k, bias, input, rows, y, stream);
+}
+
+template cudaError_t LaunchSkinnyProduct(const __nv_bfloat16*, int, int, const float*,
+                                         const SkinnyInput&, int, bool, float*, cudaStream_t);
+template cudaError_t LaunchSkinnyProduct(const __nv_bfloat16*, int, int, const float*,
+                                         const SkinnyInput&, int, bool, __nv_bfloat16*,
+                                         cudaStream_t);
+
+cudaError_t LaunchSkinnyGatedProduct(const __nv_bfloat16* w, int n, int k, const SkinnyInput& input,
+                                     int rows, __nv_bfloat16* out, cudaStream_t stream) {
+  return Launch<__nv_bfloat16, Epilogue::kGated>(w, n, k, nullptr, input, rows, out, stream);
+}
+
+}  // namespace photon::cuda
