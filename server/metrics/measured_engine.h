@@ -1,0 +1,36 @@
+// An engine whose steps are counted and timed.
+#pragma once
+
+#include <span>
+
+#include "absl/status/status.h"
+#include "engine/engine.h"
+#include "scheduler/clock.h"
+#include "server/metrics/serving_metrics.h"
+
+namespace photon {
+
+// Does what another engine does.
+class MeasuredEngine final : public Engine {
+ public:
+  // All outlive it.
+  MeasuredEngine(Engine* engine, const Clock* clock, ServingMetrics* metrics)
+      : engine_(engine), clock_(clock), metrics_(metrics) {}
+
+  const EngineShape& shape() const override { return engine_->shape(); }
+
+  absl::Status Step(std::span<const PageCopy> copies, std::span<const Row> rows,
+                    TokenSink& sink) override {
+    const TimePoint begin = clock_->Now();
+    absl::Status status = engine_->Step(copies, rows, sink);
+    metrics_->ObserveStep(static_cast<int>(rows.size()), clock_->Now() - begin);
+    return status;
+  }
+
+ private:
+  Engine* const engine_;
+  const Clock* const clock_;
+  ServingMetrics* const metrics_;
+};
+
+}  // namespace photon
