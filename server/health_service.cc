@@ -94,6 +94,11 @@ void HealthService::SetServing(bool serving) {
   }
 }
 
+bool HealthService::serving() const {
+  std::lock_guard lock(mutex_);
+  return statuses_.at("") == HealthCheckResponse::SERVING;
+}
+
 void HealthService::EndWatches() {
   std::set<std::shared_ptr<Watcher>> watchers;
   {

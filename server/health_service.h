@@ -22,6 +22,9 @@ class HealthService final : public grpc::health::v1::Health::CallbackService {
   // Sets every status and tells those who watch. Any thread.
   void SetServing(bool serving);
 
+  // What Check says of the server as a whole. Any thread.
+  bool serving() const;
+
   // Ends the Watch streams, present and future, with UNAVAILABLE: they would outlive the server.
   void EndWatches();
 
@@ -35,7 +38,7 @@ class HealthService final : public grpc::health::v1::Health::CallbackService {
  private:
   class Watcher;
 
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::map<std::string, grpc::health::v1::HealthCheckResponse::ServingStatus> statuses_
       ABSL_GUARDED_BY(mutex_);
   std::set<std::shared_ptr<Watcher>> watchers_ ABSL_GUARDED_BY(mutex_);

@@ -184,6 +184,33 @@ std::optional<int> ParseFlags(int argc, char** argv, Options& options) {
           "Tell everybody the services: on or off; default: on unless keys are needed")
       ->check(CLI::IsMember({"on", "off"}));
 
+  HttpOptions& http = server.http;
+  double http_header_timeout_s = Seconds(http.header_timeout);
+  double http_body_timeout_s = Seconds(http.body_timeout);
+  double http_idle_timeout_s = Seconds(http.idle_timeout);
+  double http_write_timeout_s = Seconds(http.write_timeout);
+  AddFlag(app, "HTTP", "http-listen", http.listen,
+          "ADDRESS:PORT of the HTTP port; port 0 takes a free one; off: none");
+  AddFlag(app, "HTTP", "http-threads", http.threads, "Threads of the HTTP port");
+  AddFlag(app, "HTTP", "http-max-connections", http.max_connections,
+          "Connections at a time; more are told so and closed");
+  AddFlag(app, "HTTP", "http-max-header-bytes", http.max_header_bytes,
+          "Size of a request's line and headers")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false));
+  AddFlag(app, "HTTP", "http-max-body-bytes", http.max_body_bytes, "Size of a request's body")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false));
+  AddFlag(app, "HTTP", "http-max-response-bytes", http.max_response_bytes,
+          "Size of a response that is not streamed, about")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false));
+  AddFlag(app, "HTTP", "http-header-timeout", http_header_timeout_s,
+          "Seconds that a request's headers may take");
+  AddFlag(app, "HTTP", "http-body-timeout", http_body_timeout_s,
+          "Seconds that its body may take after that");
+  AddFlag(app, "HTTP", "http-idle-timeout", http_idle_timeout_s,
+          "Seconds between requests after which a connection ends");
+  AddFlag(app, "HTTP", "http-write-timeout", http_write_timeout_s,
+          "Seconds that a client may take nothing of what is written to it");
+
   double handshake_timeout_s = Seconds(server.handshake_timeout);
   double max_connection_idle_s = Seconds(server.max_connection_idle);
   double max_connection_age_s = Seconds(server.max_connection_age);
@@ -238,6 +265,11 @@ std::optional<int> ParseFlags(int argc, char** argv, Options& options) {
   options.server.drain_timeout = std::chrono::seconds(drain_timeout_s);
   access.reload_interval = Milliseconds(reload_interval_s);
   if (!reflection.empty()) server.reflection = reflection == "on";
+  if (http.listen == "off") http.listen.clear();
+  http.header_timeout = Milliseconds(http_header_timeout_s);
+  http.body_timeout = Milliseconds(http_body_timeout_s);
+  http.idle_timeout = Milliseconds(http_idle_timeout_s);
+  http.write_timeout = Milliseconds(http_write_timeout_s);
   server.handshake_timeout = Milliseconds(handshake_timeout_s);
   server.max_connection_idle = Milliseconds(max_connection_idle_s);
   server.max_connection_age = Milliseconds(max_connection_age_s);
@@ -354,6 +386,10 @@ int Serve(const Options& options) {
   model.default_max_tokens = options.default_max_tokens;
   auto server = Server::Start(options.server, options.scheduler, std::move(model), engine->get());
   if (!server.ok()) return Fail(server.status(), ExitCode(server.status()));
+  if (!(*server)->http_address().empty()) {
+    spdlog::info("HTTP at {}://{}/", options.server.access.tls.enabled() ? "https" : "http",
+                 (*server)->http_address());
+  }
   if (!(*server)->health_address().empty()) {
     spdlog::info("health on {}", (*server)->health_address());
   }
@@ -378,7 +414,8 @@ void RaiseDescriptorLimit(const ServerOptions& options) {
   limit.rlim_cur = limit.rlim_max;
   setrlimit(RLIMIT_NOFILE, &limit);
   constexpr rlim_t kOthers = 256;  // files, threads' events, and what else there is
-  const rlim_t needed = 2 * static_cast<rlim_t>(options.connections.max_connections) + kOthers;
+  const rlim_t needed = 2 * static_cast<rlim_t>(options.connections.max_connections) +
+                        static_cast<rlim_t>(options.http.max_connections) + kOthers;
   if (limit.rlim_cur < needed) {
     spdlog::warn("max-connections: {} need {} file descriptors, and the system allows {}",
                  options.connections.max_connections, needed, limit.rlim_cur);

@@ -50,6 +50,14 @@ std::vector<std::string> ServerOptions::Validate() const {
   check_address("listen", listen, /*plaintext=*/!access.tls.enabled());
   // Says nothing that others may not read.
   if (!health_listen.empty()) check_address("health_listen", health_listen, /*plaintext=*/false);
+  if (!http.listen.empty()) {
+    if (http.listen.starts_with("unix")) {
+      problems.push_back(absl::StrCat("http_listen: expected ADDRESS:PORT, got ", http.listen));
+    } else {
+      check_address("http_listen", http.listen, /*plaintext=*/!access.tls.enabled());
+    }
+    for (std::string& problem : http.Validate()) problems.push_back(std::move(problem));
+  }
   for (std::string& problem : access.Validate()) problems.push_back(std::move(problem));
   expect_at_least("drain_timeout", 0, drain_timeout.count(), " ms");
   expect_at_least("max_message_bytes", 1024, max_message_bytes, "");

@@ -9,6 +9,7 @@
 
 #include "server/auth/access_control.h"
 #include "server/auth/connection_gate.h"
+#include "server/http/http_options.h"
 
 namespace photon {
 
@@ -66,6 +67,7 @@ struct ServerOptions {
   std::chrono::milliseconds keepalive_timeout{20'000};
   // Clients that ping more often than this lose their connection.
   std::chrono::milliseconds min_client_ping_interval{10'000};
+  HttpOptions http;
   RequestLimits requests;
   DocumentLimits documents;
 

@@ -22,15 +22,18 @@ uint64_t RandomBits() {
   return generator();
 }
 
+std::string RequestIdOr(std::optional<std::string_view> sent) {
+  if (sent.has_value() && !sent->empty() && sent->size() <= kMaxLength) return std::string(*sent);
+  return absl::StrCat(absl::Hex(RandomBits(), absl::kZeroPad16));
+}
+
 std::string EchoRequestId(grpc::CallbackServerContext* context) {
-  std::string id;
-  const auto sent = context->client_metadata().find(kKey);
-  if (sent != context->client_metadata().end()) {
-    id.assign(sent->second.data(), sent->second.size());
+  std::optional<std::string_view> sent;
+  const auto found = context->client_metadata().find(kKey);
+  if (found != context->client_metadata().end()) {
+    sent.emplace(found->second.data(), found->second.size());
   }
-  if (id.empty() || id.size() > kMaxLength) {
-    id = absl::StrCat(absl::Hex(RandomBits(), absl::kZeroPad16));
-  }
+  std::string id = RequestIdOr(sent);
   context->AddInitialMetadata(kKey, id);
   CallOf(*context).SetRequestId(id);
   return id;

@@ -69,11 +69,20 @@ Server::Server(const ServerOptions& options, ModelFacts model, std::unique_ptr<S
       document_service_(&model_, Calls(), clock_.get(), options.requests, options.documents),
       model_service_(&model_, scheduler_.get()),
       admin_service_(&requests_,
-                     {.drain = [this] { Drain(); }, .stats = [this] { return Stats(); }}) {}
+                     {.drain = [this] { Drain(); }, .stats = [this] { return Stats(); }}),
+      http_service_({.model = &model_,
+                     .calls = Calls(),
+                     .clock = clock_.get(),
+                     .limits = options.requests,
+                     .max_response_bytes = options.http.max_response_bytes,
+                     .ready = [this] { return health_service_.serving(); },
+                     .authenticator = &access_->authenticator(),
+                     .requests = &requests_}) {}
 
-CallEnvironment Server::Calls() const {
+CallEnvironment Server::Calls() {
   return {.scheduler = scheduler_.get(),
           .tokenizer = model_.tokenizer,
+          .latencies = &latencies_,
           .max_unread_bytes = options_.max_unread_bytes};
 }
 
@@ -120,9 +129,25 @@ absl::Status Server::Listen() {
   auto grpc = GrpcEndpoint::Start(options_, services, &health_service_, access_.get(), &requests_);
   if (!grpc.ok()) return grpc.status();
   grpc_ = *std::move(grpc);
+  if (absl::Status status = ListenForHttp(); !status.ok()) return status;
   loop_ = std::thread([this] { RunSteps(); });
   health_service_.SetServing(true);
   grpc_->Open();
+  return absl::OkStatus();
+}
+
+absl::Status Server::ListenForHttp() {
+  if (options_.http.listen.empty()) return absl::OkStatus();
+  TlsContextProvider tls;
+  if (access_->tls() != nullptr) tls = [this] { return access_->tls()->context(); };
+  auto server = HttpServer::Start(
+      options_.http,
+      [this](HttpRequest request, HttpWaker waker) {
+        return http_service_.Handle(std::move(request), std::move(waker));
+      },
+      std::move(tls));
+  if (!server.ok()) return server.status();
+  http_server_ = *std::move(server);
   return absl::OkStatus();
 }
 
@@ -138,6 +163,7 @@ void Server::RunSteps() {
 
 void Server::Drain() {
   health_service_.SetServing(false);
+  if (http_server_ != nullptr) http_server_->Drain();
   scheduler_->Drain(clock_->Now() + options_.drain_timeout);
 }
 
@@ -151,6 +177,7 @@ void Server::Stop() {
   if (grpc_ == nullptr) return;
   health_service_.EndWatches();
   grpc_->Stop(kFlushTimeout);
+  if (http_server_ != nullptr) http_server_->Stop(kFlushTimeout);
 }
 
 Server::~Server() {

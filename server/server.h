@@ -20,6 +20,9 @@
 #include "server/generation_service.h"
 #include "server/grpc_endpoint.h"
 #include "server/health_service.h"
+#include "server/http/http_server.h"
+#include "server/http/http_service.h"
+#include "server/latency_window.h"
 #include "server/model_facts.h"
 #include "server/model_service.h"
 #include "server/options.h"
@@ -45,6 +48,11 @@ class Server {
   // Of the port for health alone; empty without one.
   std::string health_address() const { return grpc_->health_address(); }
 
+  // Of the HTTP port; empty without one.
+  std::string http_address() const {
+    return http_server_ == nullptr ? "" : http_server_->address();
+  }
+
   // Has the files of keys and certificates read again soon. Any thread.
   void Reload() { access_->Reload(); }
 
@@ -62,11 +70,12 @@ class Server {
   Server(const ServerOptions& options, ModelFacts model, std::unique_ptr<SteadyClock> clock,
          std::unique_ptr<Scheduler> scheduler, std::unique_ptr<AccessControl> access);
 
-  CallEnvironment Calls() const;
+  CallEnvironment Calls();
 
   v1::GetStatsResponse Stats() const;
 
   absl::Status Listen();
+  absl::Status ListenForHttp();
   void RunSteps();
   void Stop();
 
@@ -76,12 +85,15 @@ class Server {
   const std::unique_ptr<Scheduler> scheduler_;
   const std::unique_ptr<AccessControl> access_;
   RequestRegistry requests_;
+  LatencyWindow latencies_;
   HealthService health_service_;
   GenerationService generation_service_;
   DocumentService document_service_;
   ModelService model_service_;
   AdminService admin_service_;
+  HttpService http_service_;
   std::unique_ptr<GrpcEndpoint> grpc_;
+  std::unique_ptr<HttpServer> http_server_;  // null: no HTTP port
   std::thread loop_;
   absl::Status loop_status_;  // of the loop thread, read after it is joined
 };

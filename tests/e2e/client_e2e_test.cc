@@ -23,9 +23,10 @@ class ServerProcess {
     posix_spawn_file_actions_t actions;
     posix_spawn_file_actions_init(&actions);
     posix_spawn_file_actions_adddup2(&actions, log[1], STDERR_FILENO);
-    std::string args[] = {SERVER_PROGRAM, "--model", TEST_MODEL, "--listen", "127.0.0.1:0"};
-    char* argv[] = {args[0].data(), args[1].data(), args[2].data(),
-                    args[3].data(), args[4].data(), nullptr};
+    std::string args[] = {SERVER_PROGRAM, "--model",       TEST_MODEL,   "--listen",
+                          "127.0.0.1:0",  "--http-listen", "127.0.0.1:0"};
+    char* argv[] = {args[0].data(), args[1].data(), args[2].data(), args[3].data(),
+                    args[4].data(), args[5].data(), args[6].data(), nullptr};
     if (posix_spawn(&pid_, SERVER_PROGRAM, &actions, nullptr, argv, environ) != 0) pid_ = -1;
     posix_spawn_file_actions_destroy(&actions);
     close(log[1]);

@@ -25,9 +25,9 @@ STORY = "Once upon a time there was a little girl"
 class ServerProcess:
     """A photon-server on a free loopback port, serving from the moment it is made."""
 
-    def __init__(self, *flags, listen="127.0.0.1:0"):
+    def __init__(self, *flags, listen="127.0.0.1:0", http_listen="127.0.0.1:0"):
         self._process = subprocess.Popen(
-            [SERVER, "--model", MODEL, "--listen", listen, *flags],
+            [SERVER, "--model", MODEL, "--listen", listen, "--http-listen", http_listen, *flags],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -35,8 +35,11 @@ class ServerProcess:
         self._lines = []
         self.address = None
         self.health_address = None
+        self.http_url = None
         for line in self._process.stderr:
             self._lines.append(line)
+            if match := re.search(r"HTTP at (\S+)", line):
+                self.http_url = match.group(1)
             if match := re.search(r"health on (\S+:\d+)", line):
                 self.health_address = match.group(1)
             if match := re.search(r"serving \S+ on \S+:(\d+)", line):

@@ -252,7 +252,7 @@ class KeysTest(unittest.TestCase):
     def test_a_server_does_not_start_with_a_broken_file(self):
         self.file.write_text("nonsense\n{}\n")
         process = subprocess.run(
-            [programs.SERVER, "--model", programs.MODEL, "--listen", "127.0.0.1:0"]
+            [programs.SERVER, "--model", programs.MODEL, "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"]
             + ["--api-keys", str(self.file)],
             capture_output=True,
             text=True,

@@ -192,7 +192,7 @@ class TlsTest(unittest.TestCase):
         ):
             with self.subTest(flags=flags):
                 process = subprocess.run(
-                    [programs.SERVER, "--model", programs.MODEL, "--listen", "127.0.0.1:0", *flags],
+                    [programs.SERVER, "--model", programs.MODEL, "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", *flags],
                     capture_output=True,
                     text=True,
                     timeout=PATIENCE_S,

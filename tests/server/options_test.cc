@@ -40,6 +40,7 @@ TEST(ServerStart, RefusesAPortThatIsTaken) {
   FakeEngine engine(TestShape());
   ServerOptions options;
   options.listen = "127.0.0.1:0";
+  options.http.listen = "";
   auto first = Server::Start(options, {}, TestModel(), &engine);
   ASSERT_TRUE(first.ok());
   options.listen = (*first)->address();

@@ -67,7 +67,7 @@ struct Reply {
 class ServerTest : public ::testing::Test {
  protected:
   void Start(EngineShape shape = TestShape(), SchedulerOptions scheduler = {}) {
-    options_.listen = "127.0.0.1:0";
+    options_.listen = options_.http.listen = "127.0.0.1:0";
     engine_ = std::make_unique<FakeEngine>(shape);
     auto server = Server::Start(options_, scheduler, TestModel(shape), engine_.get());
     ASSERT_TRUE(server.ok()) << server.status();

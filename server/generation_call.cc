@@ -1,0 +1,194 @@
+#include "server/generation_call.h"
+
+#include <spdlog/fmt/fmt.h>
+
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/strip.h"
+
+namespace photon {
+
+void CheckThatEachFits(const Scheduler& scheduler, std::vector<absl::StatusOr<Query>>& queries) {
+  for (absl::StatusOr<Query>& query : queries) {
+    if (!query.ok()) continue;
+    if (absl::Status status = scheduler.CheckFits(query->sequence); !status.ok()) query = status;
+  }
+}
+
+// Keeps the call alive for as long as the scheduler may speak of its sequence.
+class GenerationCall::Listener : public SequenceListener {
+ public:
+  Listener(std::shared_ptr<GenerationCall> call, SequenceIndex index)
+      : call_(std::move(call)), index_(index) {}
+
+  std::optional<size_t> OnTokens(std::span<const SampledToken> tokens) override {
+    return call_->OnTokens(index_, tokens);
+  }
+  void OnFinish(SequenceEnd end, const SequenceStats& stats) override {
+    call_->OnFinish(index_, end, stats);
+  }
+
+ private:
+  const std::shared_ptr<GenerationCall> call_;
+  const SequenceIndex index_;
+};
+
+GenerationCall::GenerationCall(const CallEnvironment& environment,
+                               std::vector<absl::StatusOr<Query>> queries, Settings settings)
+    : scheduler_(environment.scheduler),
+      latencies_(environment.latencies),
+      settings_(std::move(settings)),
+      output_(std::move(queries), *environment.tokenizer, environment.max_unread_bytes) {}
+
+std::shared_ptr<GenerationCall> GenerationCall::Create(const CallEnvironment& environment,
+                                                       std::vector<absl::StatusOr<Query>> queries,
+                                                       Settings settings) {
+  return std::shared_ptr<GenerationCall>(
+      new GenerationCall(environment, std::move(queries), std::move(settings)));
+}
+
+void GenerationCall::Submit() {
+  std::vector<Scheduler::Submission> submissions;
+  absl::Status allowed;
+  {
+    std::lock_guard lock(mutex_);
+    for (SequenceRequest& request : output_.TakeRequests()) {
+      request.deadline = settings_.deadline;
+      request.tenant = settings_.caller->tenant();
+      allowed.Update(settings_.caller->CheckPriority(request.priority));
+      auto listener = std::make_unique<Listener>(shared_from_this(), submissions.size());
+      submissions.push_back({std::move(request), std::move(listener)});
+    }
+  }
+  absl::StatusOr<std::vector<SequenceId>> ids = std::vector<SequenceId>();
+  if (!allowed.ok()) {
+    ids = allowed;
+    submissions.clear();
+  }
+  if (!submissions.empty()) ids = scheduler_->SubmitAll(std::move(submissions));
+  {
+    std::lock_guard lock(mutex_);
+    if (ids.ok()) {
+      ids_ = *std::move(ids);
+      // What was decided before the ids were known.
+      if (end_.has_value() || !output_.status().ok()) CancelAll();
+      for (SequenceIndex i = 0; i < ids_.size(); ++i) {
+        if (output_.withdrawn(i)) scheduler_->Cancel(ids_[i]);
+        if (output_.paused(i)) scheduler_->Pause(ids_[i]);
+      }
+    } else if (!end_.has_value()) {
+      end_ = ids.status();
+    }
+  }
+  settings_.on_change();
+}
+
+GenerationCall::Reading GenerationCall::Next() {
+  std::lock_guard lock(mutex_);
+  Reading reading;
+  if (!end_.has_value()) {
+    reading.message = output_.Next();
+    if (output_.complete()) end_ = output_.status();
+  }
+  reading.end = end_;
+  end_given_ = end_.has_value();
+  return reading;
+}
+
+void GenerationCall::Written(SequenceIndex sequence) {
+  std::lock_guard lock(mutex_);
+  if (output_.Written(sequence) && !ids_.empty() && !closed_) scheduler_->Resume(ids_[sequence]);
+}
+
+void GenerationCall::Leave(const absl::Status& why) {
+  {
+    std::lock_guard lock(mutex_);
+    if (end_given_) return;
+    end_ = why;
+    CancelAll();
+  }
+  settings_.on_change();
+}
+
+void GenerationCall::Close() {
+  std::lock_guard lock(mutex_);
+  closed_ = true;
+}
+
+std::optional<size_t> GenerationCall::OnTokens(SequenceIndex index,
+                                               std::span<const SampledToken> tokens) {
+  CallOutput::Appended appended;
+  {
+    std::lock_guard lock(mutex_);
+    if (end_.has_value()) return 0;
+    appended = output_.Append(index, tokens);
+    if (appended.pause && !ids_.empty()) scheduler_->Pause(ids_[index]);
+  }
+  settings_.on_change();
+  return appended.end;
+}
+
+void GenerationCall::OnFinish(SequenceIndex index, SequenceEnd end, const SequenceStats& stats) {
+  settings_.caller->Charge(stats);
+  latencies_->Add(stats);
+  bool integrate = false;
+  {
+    std::lock_guard lock(mutex_);
+    const bool was_ok = output_.status().ok();
+    integrate = output_.Finish(index, end, stats) && !closed_;
+    if (was_ok && !output_.status().ok()) CancelAll();
+  }
+  if (integrate) StartIntegration(index);
+  settings_.on_change();
+}
+
+void GenerationCall::StartIntegration(SequenceIndex index) {
+  settings_.run_soon([self = shared_from_this(), index] { self->RunIntegration(index); });
+}
+
+void GenerationCall::RunIntegration(SequenceIndex index) {
+  CallOutput::Integration run;
+  {
+    std::lock_guard lock(mutex_);
+    run = output_.BeginIntegration(index);
+  }
+  for (EndedSample& sample : run.samples) run.integrator->Add(std::move(sample));
+  CallOutput::Integrated integrated;
+  {
+    std::lock_guard lock(mutex_);
+    integrated = output_.EndIntegration(run.query);
+    if (closed_) return;
+    if (!ids_.empty()) {
+      for (const SequenceIndex i : integrated.withdrawn) scheduler_->Cancel(ids_[i]);
+    }
+  }
+  if (integrated.again) StartIntegration(index);
+  settings_.on_change();
+}
+
+void GenerationCall::CancelAll() {
+  if (closed_) return;
+  for (SequenceIndex i = 0; i < ids_.size(); ++i) {
+    if (!output_.finished(i)) scheduler_->Cancel(ids_[i]);
+  }
+}
+
+std::string GenerationCall::Summary() const {
+  std::lock_guard lock(mutex_);
+  if (!output_.last_result().has_value()) return "";
+  const v1::GenerationResult& result = *output_.last_result();
+  const v1::Timings& timings = result.timings();
+  const CallOutput::Totals& totals = output_.totals();
+  const std::string reason = absl::AsciiStrToLower(
+      absl::StripPrefix(v1::FinishReason_Name(result.finish_reason()), "FINISH_REASON_"));
+  // Of several sequences: sums, and how the last one to end went.
+  return fmt::format(
+      " sequences={} finish={} prompt_tokens={} cached_tokens={} generated_tokens={} steps={}"
+      " queue_ms={:.2f} prefill_ms={:.2f} decode_ms={:.2f}",
+      output_.num_sequences(), reason, totals.prompt_tokens, totals.cached_tokens,
+      totals.generated_tokens, timings.steps(), timings.queue_ms(), timings.prefill_ms(),
+      timings.decode_ms());
+}
+
+}  // namespace photon
