@@ -26,6 +26,7 @@ namespace {
 struct Flags {
   std::string model = "models/demo";
   std::string device = "cpu";
+  bool use_graphs = true;
   int threads = 1;
   std::string compute = "bf16";
   int context = 256;
@@ -218,8 +219,9 @@ absl::StatusOr<std::unique_ptr<Engine>> MakeEngine(const Flags& flags,
   const bool is_bf16 = flags.compute == "bf16";
   if (flags.device == "cuda") {
     using Compute = CudaEngineOptions::Compute;
-    return OpenCudaEngine(
-        checkpoint, {.compute = is_bf16 ? Compute::kBF16 : Compute::kF32, .max_rows = max_rows});
+    return OpenCudaEngine(checkpoint, {.compute = is_bf16 ? Compute::kBF16 : Compute::kF32,
+                                       .max_rows = max_rows,
+                                       .use_graphs = flags.use_graphs});
   }
   using Compute = CpuEngineOptions::Compute;
   return CreateCpuEngine(checkpoint, {.compute = is_bf16 ? Compute::kBF16 : Compute::kF32,
@@ -258,6 +260,8 @@ int main(int argc, char** argv) {
   app.add_option("--device", flags.device, "What computes")
       ->capture_default_str()
       ->check(CLI::IsMember({"cpu", "cuda"}));
+  app.add_flag("!--no-graphs", flags.use_graphs,
+               "With cuda: launch every kernel for itself, as profilers like it");
   app.add_option("--threads", flags.threads, "Threads, the calling one included")
       ->capture_default_str()
       ->check(CLI::Range(1, 1024));

@@ -12,6 +12,7 @@ template <typename Out>
 __global__ void __launch_bounds__(kThreads)
     ChunkUnits(const float* units, int chunk_size, int width, UnitNorm norm, const float* weight,
                float eps, Out* out) {
+  AwaitPrevious();
   extern __shared__ float scales[];
   const int64_t stride = Padded(width);
   const float* group = units + blockIdx.x * chunk_size * stride;
@@ -56,9 +57,8 @@ template <typename Out>
 cudaError_t LaunchChunkUnits(const float* units, int chunk_size, int width, UnitNorm norm,
                              const float* weight, float eps, Out* out, int groups,
                              cudaStream_t stream) {
-  ChunkUnits<Out><<<groups, kThreads, chunk_size * sizeof(float), stream>>>(
-      units, chunk_size, width, norm, weight, eps, out);
-  return cudaGetLastError();
+  return LaunchKernel(ChunkUnits<Out>, groups, kThreads, chunk_size * sizeof(float), stream, units,
+                      chunk_size, width, norm, weight, eps, out);
 }
 
 template cudaError_t LaunchChunkUnits(const float*, int, int, UnitNorm, const float*, float, float*,

@@ -76,6 +76,47 @@ __device__ inline void MultiplyAdd(float (&acc)[4], unsigned a0, unsigned a1, un
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// Waits until all work before this kernel on its stream has ended, and lets the next kernel's
+// blocks take the places of this one's as they become free. Every kernel here calls it before it
+// touches what other kernels write or read; what comes before it overlaps the end of the previous
+// kernel
+// ("programmatic dependent launch", compute capability 9.0; elsewhere kernels start one after the
+// other).
+__device__ inline void AwaitPrevious() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+inline bool LaunchesOverlap() {
+  static const bool overlap = [] {
+    int device = 0, major = 0;
+    return cudaGetDevice(&device) == cudaSuccess &&
+           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ==
+               cudaSuccess &&
+           major >= 9;
+  }();
+  return overlap;
+}
+
+// Launches a kernel that calls AwaitPrevious().
+template <typename... Parameters, typename... Arguments>
+cudaError_t LaunchKernel(void (*kernel)(Parameters...), dim3 grid, unsigned threads,
+                         size_t shared_bytes, cudaStream_t stream, Arguments... arguments) {
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &overlap;
+  config.numAttrs = LaunchesOverlap() ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+}
+
 inline constexpr unsigned DivideUp(int64_t n, int64_t by) {
   return static_cast<unsigned>((n + by - 1) / by);
 }

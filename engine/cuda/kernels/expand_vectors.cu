@@ -19,6 +19,7 @@ __device__ float Convolved(const float* vectors, int num_vectors, int width, con
 __global__ void __launch_bounds__(kThreads)
     ExpandVectors(const float* h, int num_vectors, int width, const float* conv, const float* norm,
                   float eps, float* out) {
+  AwaitPrevious();
   __shared__ float partial[kThreads / kWarp];
   const int v = blockIdx.x % num_vectors;
   const float* vectors = h + blockIdx.x / num_vectors * Padded(int64_t{num_vectors} * width);
@@ -48,9 +49,8 @@ __global__ void __launch_bounds__(kThreads)
 cudaError_t LaunchExpandVectors(const float* h, int num_vectors, int width, const float* conv,
                                 const float* norm, float eps, float* out, int groups,
                                 cudaStream_t stream) {
-  ExpandVectors<<<groups * num_vectors, kThreads, 0, stream>>>(h, num_vectors, width, conv, norm,
-                                                               eps, out);
-  return cudaGetLastError();
+  return LaunchKernel(ExpandVectors, groups * num_vectors, kThreads, 0, stream, h, num_vectors,
+                      width, conv, norm, eps, out);
 }
 
 }  // namespace photon::cuda

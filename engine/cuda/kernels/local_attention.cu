@@ -12,6 +12,7 @@ template <typename T, int kVec, int kChunks>
 __global__ void __launch_bounds__(kWarps* kWarp)
     LocalAttention(AttentionShape shape, const T* qkv, int64_t qkv_stride, KvLayer<T> kv, int first,
                    int count, int contexts, int group, T* out, int64_t out_stride) {
+  AwaitPrevious();
   extern __shared__ __align__(16) float staging[];
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int64_t unit = int64_t{blockIdx.x} * kWarps + warp;
@@ -59,11 +60,10 @@ cudaError_t Launch(const AttentionShape& shape, const T* qkv, const KvLayer<T>& 
   const int64_t q_dim = int64_t{shape.num_heads} * shape.head_dim;
   const int64_t units = int64_t{contexts} * shape.num_kv_heads;
   const int shared_bytes = kWarps * shape.head_dim * static_cast<int>(sizeof(float));
-  LocalAttention<T, kVec, kChunks>
-      <<<DivideUp(units, kWarps), kWarps * kWarp, shared_bytes, stream>>>(
-          shape, qkv, Padded(q_dim + 2 * kv.kv_dim), kv, rows.first, rows.count, contexts,
-          GroupLanes(shape.head_dim, kVec), out, Padded(q_dim));
-  return cudaGetLastError();
+  return LaunchKernel(LocalAttention<T, kVec, kChunks>, DivideUp(units, kWarps), kWarps * kWarp,
+                      shared_bytes, stream, shape, qkv, Padded(q_dim + 2 * kv.kv_dim), kv,
+                      rows.first, rows.count, contexts, GroupLanes(shape.head_dim, kVec), out,
+                      Padded(q_dim));
 }
 
 }  // namespace

@@ -26,6 +26,7 @@ template <typename T>
 __global__ void __launch_bounds__(kWarps* kWarp)
     StoreKeysValues(AttentionShape shape, const T* qkv, int64_t qkv_stride, KvLayer<T> kv,
                     RowPositions rows, int n) {
+  AwaitPrevious();
   extern __shared__ __align__(16) float staging[];
   const int warp = threadIdx.x / kWarp;
   const int64_t unit = int64_t{blockIdx.x} * kWarps + warp;
@@ -44,6 +45,7 @@ template <typename T, int kVec, int kChunks>
 __global__ void __launch_bounds__(kWarps* kWarp)
     PagedAttention(AttentionShape shape, const T* qkv, int64_t qkv_stride, KvLayer<T> kv,
                    RowPositions rows, int group, float* partial, T* out, int64_t out_stride) {
+  AwaitPrevious();
   // Per warp: the staged query, then what the warp attended to.
   extern __shared__ __align__(16) float staging[];
   __shared__ float maxima[kWarps], sums[kWarps];
@@ -112,6 +114,7 @@ template <typename T>
 __global__ void __launch_bounds__(kWarps* kWarp)
     MergeSplits(AttentionShape shape, const float* partial, int splits, int n, T* out,
                 int64_t out_stride) {
+  AwaitPrevious();
   const int lane = threadIdx.x % kWarp, dim = shape.head_dim;
   const int64_t unit = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
   if (unit >= int64_t{n} * shape.num_heads) return;
@@ -147,14 +150,12 @@ cudaError_t Launch(const AttentionShape& shape, const T* qkv, const KvLayer<T>& 
   const int64_t out_stride = Padded(int64_t{shape.num_heads} * shape.head_dim);
   const int splits = PagedAttentionSplits(n, shape.num_heads);
   const dim3 grid(n, shape.num_heads, splits);
-  PagedAttention<T, kVec, kChunks><<<grid, kWarps * kWarp, StagingBytes(shape), stream>>>(
-      shape, qkv, QkvStride(shape), kv, rows, GroupLanes(shape.head_dim, kVec), partial, out,
-      out_stride);
-  if (splits > 1) {
-    MergeSplits<T><<<DivideUp(int64_t{n} * shape.num_heads, kWarps), kWarps * kWarp, 0, stream>>>(
-        shape, partial, splits, n, out, out_stride);
-  }
-  return cudaGetLastError();
+  const cudaError_t error = LaunchKernel(
+      PagedAttention<T, kVec, kChunks>, grid, kWarps * kWarp, StagingBytes(shape), stream, shape,
+      qkv, QkvStride(shape), kv, rows, GroupLanes(shape.head_dim, kVec), partial, out, out_stride);
+  if (error != cudaSuccess || splits == 1) return error;
+  return LaunchKernel(MergeSplits<T>, DivideUp(int64_t{n} * shape.num_heads, kWarps),
+                      kWarps * kWarp, 0, stream, shape, partial, splits, n, out, out_stride);
 }
 
 }  // namespace
@@ -176,9 +177,8 @@ template <typename T>
 cudaError_t LaunchStoreKeysValues(const AttentionShape& shape, const T* qkv, const KvLayer<T>& kv,
                                   const RowPositions& rows, int n, cudaStream_t stream) {
   const int64_t units = int64_t{n} * shape.num_kv_heads;
-  StoreKeysValues<T><<<DivideUp(units, kWarps), kWarps * kWarp, StagingBytes(shape), stream>>>(
-      shape, qkv, QkvStride(shape), kv, rows, n);
-  return cudaGetLastError();
+  return LaunchKernel(StoreKeysValues<T>, DivideUp(units, kWarps), kWarps * kWarp,
+                      StagingBytes(shape), stream, shape, qkv, QkvStride(shape), kv, rows, n);
 }
 
 template <typename T>

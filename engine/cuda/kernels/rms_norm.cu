@@ -12,6 +12,7 @@ template <typename Out>
 __global__ void __launch_bounds__(kMaxThreads)
     RmsNorm(const float* x, int64_t x_stride, const float* weight, int width, int padded, float eps,
             Out* out, int64_t out_stride) {
+  AwaitPrevious();
   __shared__ float partial[kMaxThreads / kWarp];
   const float* row = x + blockIdx.x * x_stride;
   Out* to = out + blockIdx.x * out_stride;
@@ -39,9 +40,8 @@ cudaError_t LaunchRmsNorm(const float* x, int64_t x_stride, const float* weight,
   const int padded = static_cast<int>(Padded(width));
   const unsigned warps = DivideUp(padded / 4, kWarp);
   const unsigned threads = warps * kWarp < kMaxThreads ? warps * kWarp : kMaxThreads;
-  RmsNorm<Out>
-      <<<rows, threads, 0, stream>>>(x, x_stride, weight, width, padded, eps, out, out_stride);
-  return cudaGetLastError();
+  return LaunchKernel(RmsNorm<Out>, rows, threads, 0, stream, x, x_stride, weight, width, padded,
+                      eps, out, out_stride);
 }
 
 template cudaError_t LaunchRmsNorm(const float*, int64_t, const float*, int, float, float*, int64_t,

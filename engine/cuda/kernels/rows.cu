@@ -10,6 +10,7 @@ constexpr int kThreads = 128;
 template <typename T>
 __global__ void Embed(const int32_t* tokens, int group, int64_t stride, const T* table, int width,
                       float scale, float* out) {
+  AwaitPrevious();
   const int row = blockIdx.x;
   const int64_t token = tokens[row / group * stride + row % group];
   const T* from = table + token * width;
@@ -25,11 +26,13 @@ __device__ void CopyRow(const float* from, float* to, int width) {
 
 __global__ void CopyRows(const float* from, int64_t from_stride, float* to, int64_t to_stride,
                          int width) {
+  AwaitPrevious();
   CopyRow(from + blockIdx.x * from_stride, to + blockIdx.x * to_stride, width);
 }
 
 __global__ void LoadLatents(const int32_t* pages, const float* latents, int64_t page_stride,
                             const float* start, int width, float* out) {
+  AwaitPrevious();
   const int page = pages[blockIdx.x];
   CopyRow(page < 0 ? start : latents + page * page_stride, out + int64_t{blockIdx.x} * width,
           width);
@@ -37,6 +40,7 @@ __global__ void LoadLatents(const int32_t* pages, const float* latents, int64_t 
 
 __global__ void StoreLatents(const float* states, const int32_t* pages, float* latents,
                              int64_t page_stride, int width) {
+  AwaitPrevious();
   const int page = pages[blockIdx.x];
   if (page < 0) return;
   CopyRow(states + int64_t{blockIdx.x} * width, latents + page * page_stride, width);
@@ -47,8 +51,8 @@ __global__ void StoreLatents(const float* states, const int32_t* pages, float* l
 template <typename T>
 cudaError_t LaunchEmbed(const int32_t* tokens, int group, int64_t stride, const T* table, int width,
                         float scale, float* out, int rows, cudaStream_t stream) {
-  Embed<T><<<rows, kThreads, 0, stream>>>(tokens, group, stride, table, width, scale, out);
-  return cudaGetLastError();
+  return LaunchKernel(Embed<T>, rows, kThreads, 0, stream, tokens, group, stride, table, width,
+                      scale, out);
 }
 
 template cudaError_t LaunchEmbed(const int32_t*, int, int64_t, const float*, int, float, float*,
@@ -58,21 +62,20 @@ template cudaError_t LaunchEmbed(const int32_t*, int, int64_t, const __nv_bfloat
 
 cudaError_t LaunchCopyRows(const float* from, int64_t from_stride, float* to, int64_t to_stride,
                            int width, int rows, cudaStream_t stream) {
-  CopyRows<<<rows, kThreads, 0, stream>>>(from, from_stride, to, to_stride, width);
-  return cudaGetLastError();
+  return LaunchKernel(CopyRows, rows, kThreads, 0, stream, from, from_stride, to, to_stride, width);
 }
 
 cudaError_t LaunchLoadLatents(const int32_t* pages, const float* latents, int64_t page_stride,
                               const float* start, int width, float* out, int rows,
                               cudaStream_t stream) {
-  LoadLatents<<<rows, kThreads, 0, stream>>>(pages, latents, page_stride, start, width, out);
-  return cudaGetLastError();
+  return LaunchKernel(LoadLatents, rows, kThreads, 0, stream, pages, latents, page_stride, start,
+                      width, out);
 }
 
 cudaError_t LaunchStoreLatents(const float* states, const int32_t* pages, float* latents,
                                int64_t page_stride, int width, int rows, cudaStream_t stream) {
-  StoreLatents<<<rows, kThreads, 0, stream>>>(states, pages, latents, page_stride, width);
-  return cudaGetLastError();
+  return LaunchKernel(StoreLatents, rows, kThreads, 0, stream, states, pages, latents, page_stride,
+                      width);
 }
 
 }  // namespace photon::cuda

@@ -291,6 +291,7 @@ __device__ int Draw(const float* logits, int vocab, const Weigher& weight, const
 __global__ void __launch_bounds__(kThreads)
     SampleTokens(const float* all_logits, int64_t stride, int vocab, const RowSampling* rows,
                  SlotMap slots, int first_lane, SampledOutput output) {
+  AwaitPrevious();
   __shared__ Shared shared;
   const float* logits = all_logits + blockIdx.x * stride;
   const int lane = first_lane + static_cast<int>(blockIdx.x), row = lane / slots.per_row;
@@ -345,8 +346,8 @@ __global__ void __launch_bounds__(kThreads)
 cudaError_t LaunchSampleTokens(const float* logits, int64_t stride, int vocab,
                                const RowSampling* rows, const SlotMap& slots, int first_lane, int n,
                                const SampledOutput& output, cudaStream_t stream) {
-  SampleTokens<<<n, kThreads, 0, stream>>>(logits, stride, vocab, rows, slots, first_lane, output);
-  return cudaGetLastError();
+  return LaunchKernel(SampleTokens, n, kThreads, 0, stream, logits, stride, vocab, rows, slots,
+                      first_lane, output);
 }
 
 }  // namespace photon::cuda

@@ -7,7 +7,6 @@ namespace {
 constexpr int kWarps = 8;          // of a block
 constexpr int kStepElements = 32;  // of k, that a warp takes at a time
 constexpr int kTileRows = 16;      // outputs of a block, as the matrix instruction has them
-constexpr int kTileColumns = 8;    // rows of the input that one instruction takes
 // Steps whose weights are on their way before the first is used.
 constexpr int kAhead = 4;
 
@@ -31,16 +30,15 @@ __device__ LanePlace PlaceOfLane() {
   return {lane / 4, lane % 4 * 8};
 }
 
-template <int kTiles>
 struct Inputs {
   SkinnyInput input;
   int rows, k;
   LanePlace place;
   const float* scales;  // shared memory, of each row
 
-  __device__ Fragment Load(int tile, int at) const {
+  __device__ Fragment Load(int at) const {
     Fragment fragment{};
-    const int row = tile * kTileColumns + place.row;
+    const int row = place.row;
     if (row >= rows || at >= k) return fragment;
     const int64_t from = int64_t{row} * k + at;
     if (input.act != nullptr) {
@@ -65,12 +63,12 @@ struct Inputs {
 
 // A block owns sixteen outputs (with kGated eight gates and their eight ups) for all rows; its
 // warps take the steps of k in turn and add up at the end.
-template <typename Out, int kTiles, Epilogue kEpilogue>
+template <typename Out, Epilogue kEpilogue>
 __global__ void __launch_bounds__(kWarps* kWarp)
     SkinnyProduct(const __nv_bfloat16* w, int n, int k, const float* bias, SkinnyInput input,
                   int rows, Out* y) {
   __shared__ float scales[kMaxSkinnyRows];
-  __shared__ float sums[kWarps][kTiles * kTileColumns][kTileRows];
+  __shared__ float sums[kWarps][kMaxSkinnyRows][kTileRows];
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const LanePlace place = PlaceOfLane();
   const int steps = (k + kStepElements - 1) / kStepElements;
@@ -91,12 +89,13 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     if (has_second) b.vector = *reinterpret_cast<const uint4*>(w + int64_t{second} * k + at);
   };
 
-  // The first weights come from memory while the rows' norms are computed.
+  // The first weights are on their way while the work before ends and the norms are computed.
   Fragment ahead[kAhead][2];
 #pragma unroll
   for (int i = 0; i < kAhead; ++i) {
     load_weights(warp + i * kWarps, ahead[i][0], ahead[i][1]);
   }
+  AwaitPrevious();
   if (input.norm != nullptr) {
     for (int row = warp; row < rows; row += kWarps) {
       float squares = 0;
@@ -110,8 +109,8 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     __syncthreads();  // every row's scale is there
   }
 
-  const Inputs<kTiles> inputs{input, rows, k, place, scales};
-  float acc[kTiles][4] = {};
+  const Inputs inputs{input, rows, k, place, scales};
+  float acc[4] = {};
   for (int base = warp; base < steps; base += kAhead * kWarps) {
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
@@ -119,28 +118,22 @@ __global__ void __launch_bounds__(kWarps* kWarp)
       const Fragment a = ahead[i][0], b = ahead[i][1];
       load_weights(step + kAhead * kWarps, ahead[i][0], ahead[i][1]);
       if (step >= steps) continue;  // the same for the whole warp
+      const Fragment c = inputs.Load(step * kStepElements + place.k);
 #pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) {
-        const Fragment c = inputs.Load(tile, step * kStepElements + place.k);
-#pragma unroll
-        for (int p = 0; p < 4; p += 2) {
-          MultiplyAdd(acc[tile], a.pairs[p], b.pairs[p], a.pairs[p + 1], b.pairs[p + 1], c.pairs[p],
-                      c.pairs[p + 1]);
-        }
+      for (int p = 0; p < 4; p += 2) {
+        MultiplyAdd(acc, a.pairs[p], b.pairs[p], a.pairs[p + 1], b.pairs[p + 1], c.pairs[p],
+                    c.pairs[p + 1]);
       }
     }
   }
 
   // A lane's results are of weight rows lane / 4 and 8 further, input rows lane % 4 * 2 and the
   // next.
-#pragma unroll
-  for (int tile = 0; tile < kTiles; ++tile) {
-    const int column = tile * kTileColumns + lane % 4 * 2;
-    sums[warp][column][place.row] = acc[tile][0];
-    sums[warp][column + 1][place.row] = acc[tile][1];
-    sums[warp][column][place.row + 8] = acc[tile][2];
-    sums[warp][column + 1][place.row + 8] = acc[tile][3];
-  }
+  const int column = lane % 4 * 2;
+  sums[warp][column][place.row] = acc[0];
+  sums[warp][column + 1][place.row] = acc[1];
+  sums[warp][column][place.row + 8] = acc[2];
+  sums[warp][column + 1][place.row + 8] = acc[3];
   __syncthreads();  // every warp's share is there
   const auto total = [&](int row, int output) {
     float sum = 0;
@@ -174,12 +167,8 @@ cudaError_t Launch(const __nv_bfloat16* w, int n, int k, const float* bias,
                    const SkinnyInput& input, int rows, Out* y, cudaStream_t stream) {
   if (rows > kMaxSkinnyRows) return cudaErrorInvalidValue;
   const unsigned blocks = DivideUp(n, kTileRows), threads = kWarps * kWarp;
-  if (rows <= kTileColumns) {
-    SkinnyProduct<Out, 1, kEpilogue><<<blocks, threads, 0, stream>>>(w, n, k, bias, input, rows, y);
-  } else {
-    SkinnyProduct<Out, 2, kEpilogue><<<blocks, threads, 0, stream>>>(w, n, k, bias, input, rows, y);
-  }
-  return cudaGetLastError();
+  return LaunchKernel(SkinnyProduct<Out, kEpilogue>, blocks, threads, 0, stream, w, n, k, bias,
+                      input, rows, y);
 }
 
 }  // namespace

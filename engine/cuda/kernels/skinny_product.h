@@ -6,7 +6,7 @@
 
 namespace photon::cuda {
 
-inline constexpr int kMaxSkinnyRows = 16;
+inline constexpr int kMaxSkinnyRows = 8;
 
 // Rows of the product's left side, k apart: bf16 as they are, or fp32 that is normalised (or, with
 // `norm` null, rounded) on the way in.

@@ -15,6 +15,7 @@ __device__ float GatedUp(float gate, float up) {
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     SwiGlu(const T* gate_up, int padded, T* out, int first_row) {
+  AwaitPrevious();
   const int i = (blockIdx.x * kThreads + threadIdx.x) * 4;
   if (i >= padded) return;
   const int64_t row = first_row + blockIdx.y;
@@ -33,9 +34,11 @@ cudaError_t LaunchSwiGlu(const T* gate_up, int width, T* out, int rows, cudaStre
   for (int first = 0; first < rows; first += kMaxGridRows) {
     const unsigned grid_rows = rows - first < kMaxGridRows ? rows - first : kMaxGridRows;
     const dim3 grid(DivideUp(padded / 4, kThreads), grid_rows);
-    SwiGlu<T><<<grid, kThreads, 0, stream>>>(gate_up, padded, out, first);
+    const cudaError_t error =
+        LaunchKernel(SwiGlu<T>, grid, kThreads, 0, stream, gate_up, padded, out, first);
+    if (error != cudaSuccess) return error;
   }
-  return cudaGetLastError();
+  return cudaSuccess;
 }
 
 template cudaError_t LaunchSwiGlu(const float*, int, float*, int, cudaStream_t);

@@ -557,7 +557,7 @@ Doubles ProductOf(const Doubles& act, const std::vector<__nv_bfloat16>& w, int r
 
 TEST_F(OnGpu, SkinnyProductsMatchTheDefinition) {
   using T = __nv_bfloat16;
-  for (const int rows : {1, 2, 3, 8, 9, 16}) {
+  for (const int rows : {1, 2, 3, 7, 8}) {
     for (const int k : {8, 24, 40, 416, 1664}) {
       for (const int n : {8, 24, 80, 1000}) {
         const auto act = RoundedTo<T>(Random(rows * k)), w = RoundedTo<T>(Random(n * k));
