@@ -2,6 +2,7 @@
 
 #include <spdlog/fmt/fmt.h>
 
+#include <chrono>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -16,28 +17,56 @@ void CheckThatEachFits(const Scheduler& scheduler, std::vector<absl::StatusOr<Qu
   }
 }
 
+namespace {
+
+RequestEnd RequestEndOf(SequenceEnd end, v1::FinishReason reason) {
+  if (end == SequenceEnd::kEngineFailed) return RequestEnd::kEngineFailed;
+  switch (reason) {
+    case v1::FINISH_REASON_STOP_TOKEN:
+      return RequestEnd::kStopToken;
+    case v1::FINISH_REASON_STOP_STRING:
+      return RequestEnd::kStopString;
+    case v1::FINISH_REASON_LENGTH:
+      return RequestEnd::kLength;
+    case v1::FINISH_REASON_DEADLINE:
+      return RequestEnd::kDeadline;
+    case v1::FINISH_REASON_DRAIN:
+      return RequestEnd::kDrain;
+    case v1::FINISH_REASON_STALLED:
+      return RequestEnd::kStalled;
+    default:
+      return RequestEnd::kCancelled;
+  }
+}
+
+}  // namespace
+
 // Keeps the call alive for as long as the scheduler may speak of its sequence.
 class GenerationCall::Listener : public SequenceListener {
  public:
   Listener(std::shared_ptr<GenerationCall> call, SequenceIndex index)
-      : call_(std::move(call)), index_(index) {}
+      : call_(std::move(call)),
+        index_(index),
+        meter_(call_->metrics_, std::chrono::steady_clock::now()) {}
 
   std::optional<size_t> OnTokens(std::span<const SampledToken> tokens) override {
-    return call_->OnTokens(index_, tokens);
+    return call_->OnTokens(index_, tokens, meter_);
   }
   void OnFinish(SequenceEnd end, const SequenceStats& stats) override {
-    call_->OnFinish(index_, end, stats);
+    call_->OnFinish(index_, end, stats, meter_);
   }
 
  private:
   const std::shared_ptr<GenerationCall> call_;
   const SequenceIndex index_;
+  SequenceMeter meter_;
 };
 
 GenerationCall::GenerationCall(const CallEnvironment& environment,
                                std::vector<absl::StatusOr<Query>> queries, Settings settings)
     : scheduler_(environment.scheduler),
       latencies_(environment.latencies),
+      metrics_(environment.metrics),
       settings_(std::move(settings)),
       output_(std::move(queries), *environment.tokenizer, environment.max_unread_bytes) {}
 
@@ -117,19 +146,23 @@ void GenerationCall::Close() {
 }
 
 std::optional<size_t> GenerationCall::OnTokens(SequenceIndex index,
-                                               std::span<const SampledToken> tokens) {
+                                               std::span<const SampledToken> tokens,
+                                               SequenceMeter& meter) {
   CallOutput::Appended appended;
   {
     std::lock_guard lock(mutex_);
     if (end_.has_value()) return 0;
     appended = output_.Append(index, tokens);
     if (appended.pause && !ids_.empty()) scheduler_->Pause(ids_[index]);
+    meter.OnTokens(appended.end.value_or(tokens.size()), std::chrono::steady_clock::now());
+    if (output_.paused(index)) meter.OnPause();
   }
   settings_.on_change();
   return appended.end;
 }
 
-void GenerationCall::OnFinish(SequenceIndex index, SequenceEnd end, const SequenceStats& stats) {
+void GenerationCall::OnFinish(SequenceIndex index, SequenceEnd end, const SequenceStats& stats,
+                              SequenceMeter& meter) {
   settings_.caller->Charge(stats);
   latencies_->Add(stats);
   bool integrate = false;
@@ -137,6 +170,7 @@ void GenerationCall::OnFinish(SequenceIndex index, SequenceEnd end, const Sequen
     std::lock_guard lock(mutex_);
     const bool was_ok = output_.status().ok();
     integrate = output_.Finish(index, end, stats) && !closed_;
+    meter.OnEnd(RequestEndOf(end, output_.last_result()->finish_reason()), stats);
     if (was_ok && !output_.status().ok()) CancelAll();
   }
   if (integrate) StartIntegration(index);

@@ -27,6 +27,7 @@
 #include "server/call_output.h"
 #include "server/generation_request.h"
 #include "server/latency_window.h"
+#include "server/metrics/serving_metrics.h"
 
 namespace photon {
 
@@ -35,6 +36,7 @@ struct CallEnvironment {
   Scheduler* scheduler = nullptr;
   const Tokenizer* tokenizer = nullptr;
   LatencyWindow* latencies = nullptr;  // of all calls
+  ServingMetrics* metrics = nullptr;   // null: nothing is measured
   int64_t max_unread_bytes = 0;
 };
 
@@ -87,8 +89,10 @@ class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
   GenerationCall(const CallEnvironment& environment, std::vector<absl::StatusOr<Query>> queries,
                  Settings settings);
 
-  std::optional<size_t> OnTokens(SequenceIndex index, std::span<const SampledToken> tokens);
-  void OnFinish(SequenceIndex index, SequenceEnd end, const SequenceStats& stats);
+  std::optional<size_t> OnTokens(SequenceIndex index, std::span<const SampledToken> tokens,
+                                 SequenceMeter& meter);
+  void OnFinish(SequenceIndex index, SequenceEnd end, const SequenceStats& stats,
+                SequenceMeter& meter);
   // Searches answers in what the query of sequence `index` has said.
   void StartIntegration(SequenceIndex index);
   void RunIntegration(SequenceIndex index);
@@ -96,6 +100,7 @@ class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
 
   Scheduler* const scheduler_;
   LatencyWindow* const latencies_;
+  ServingMetrics* const metrics_;
   const Settings settings_;
 
   mutable std::mutex mutex_;

@@ -37,7 +37,9 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
         absl::StrCat("default_max_tokens: expected 1 or more, got ", model.default_max_tokens));
   }
   auto clock = std::make_unique<SteadyClock>();
-  auto scheduler = Scheduler::Create(engine, clock.get(), scheduler_options);
+  auto metrics = std::make_unique<ServingMetrics>(model.name, PHOTON_VERSION, model.shape);
+  auto measured = std::make_unique<MeasuredEngine>(engine, clock.get(), metrics.get());
+  auto scheduler = Scheduler::Create(measured.get(), clock.get(), scheduler_options);
   if (!scheduler.ok()) problems.emplace_back(scheduler.status().message());
   AccessOptions access_options = options.access;
   access_options.open_administration = options.IsLocal();
@@ -49,16 +51,20 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   capped.requests.max_sequences =
       std::min(options.requests.max_sequences, scheduler_options.max_queue);
   std::unique_ptr<Server> server(new Server(capped, std::move(model), std::move(clock),
+                                            std::move(metrics), std::move(measured),
                                             *std::move(scheduler), *std::move(access)));
   if (absl::Status status = server->Listen(); !status.ok()) return status;
   return server;
 }
 
 Server::Server(const ServerOptions& options, ModelFacts model, std::unique_ptr<SteadyClock> clock,
+               std::unique_ptr<ServingMetrics> metrics, std::unique_ptr<MeasuredEngine> engine,
                std::unique_ptr<Scheduler> scheduler, std::unique_ptr<AccessControl> access)
     : options_(options),
       model_(std::move(model)),
       clock_(std::move(clock)),
+      metrics_(std::move(metrics)),
+      engine_(std::move(engine)),
       scheduler_(std::move(scheduler)),
       access_(std::move(access)),
       health_service_({v1::GenerationService::service_full_name(),
@@ -76,6 +82,7 @@ Server::Server(const ServerOptions& options, ModelFacts model, std::unique_ptr<S
                      .limits = options.requests,
                      .max_response_bytes = options.http.max_response_bytes,
                      .ready = [this] { return health_service_.serving(); },
+                     .metrics = [this] { return MetricsText(); },
                      .authenticator = &access_->authenticator(),
                      .requests = &requests_}) {}
 
@@ -83,6 +90,7 @@ CallEnvironment Server::Calls() {
   return {.scheduler = scheduler_.get(),
           .tokenizer = model_.tokenizer,
           .latencies = &latencies_,
+          .metrics = metrics_.get(),
           .max_unread_bytes = options_.max_unread_bytes};
 }
 
@@ -114,6 +122,15 @@ v1::GetStatsResponse Server::Stats() const {
   }
   response.set_num_connections_refused(grpc_->num_connections_refused());
   return response;
+}
+
+std::string Server::MetricsText() const {
+  std::vector<ServingMetrics::Refusals> refusals;
+  const auto refused_by_key = access_->authenticator().num_refused();
+  for (int i = 0; i < kNumRefusals; ++i) {
+    refusals.push_back({RefusalName(static_cast<Refusal>(i)), refused_by_key[i]});
+  }
+  return metrics_->Text(scheduler_->stats(), refusals);
 }
 
 absl::Status Server::Listen() {

@@ -23,6 +23,8 @@
 #include "server/http/http_server.h"
 #include "server/http/http_service.h"
 #include "server/latency_window.h"
+#include "server/metrics/measured_engine.h"
+#include "server/metrics/serving_metrics.h"
 #include "server/model_facts.h"
 #include "server/model_service.h"
 #include "server/options.h"
@@ -68,11 +70,14 @@ class Server {
  private:
   // `options` with limits that the scheduler's queue allows.
   Server(const ServerOptions& options, ModelFacts model, std::unique_ptr<SteadyClock> clock,
+         std::unique_ptr<ServingMetrics> metrics, std::unique_ptr<MeasuredEngine> engine,
          std::unique_ptr<Scheduler> scheduler, std::unique_ptr<AccessControl> access);
 
   CallEnvironment Calls();
 
   v1::GetStatsResponse Stats() const;
+  // In Prometheus's text format.
+  std::string MetricsText() const;
 
   absl::Status Listen();
   absl::Status ListenForHttp();
@@ -82,6 +87,8 @@ class Server {
   const ServerOptions options_;
   const ModelFacts model_;
   const std::unique_ptr<SteadyClock> clock_;
+  const std::unique_ptr<ServingMetrics> metrics_;
+  const std::unique_ptr<MeasuredEngine> engine_;
   const std::unique_ptr<Scheduler> scheduler_;
   const std::unique_ptr<AccessControl> access_;
   RequestRegistry requests_;
