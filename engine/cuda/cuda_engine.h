@@ -1,12 +1,14 @@
-// The engine on one NVIDIA GPU (compute capability 8.0 or newer): bf16 or fp32, matrix products by
-// cuBLASLt, everything else by the kernels in engine/cuda/kernels.
+// The engine on one NVIDIA GPU (compute capability 8.0 or newer): bf16 or fp32, matrix products of
+// more than a few rows by cuBLASLt, everything else by the kernels in engine/cuda/kernels. Seen
+// running on an H100; for other GPUs it has only been compiled.
 //
 // It computes what the CPU engine computes, up to rounding: products of another number of rows may
 // sum in another order, so a row's logits in a crowd can differ from those alone in the last bits.
 // Draws are the same functions of (seed, query, sample, position).
 //
 // All memory is taken at start. Decoding is recorded per mode and number of rows as CUDA graphs,
-// one for each point at which tokens reach the host, so that a step costs a few launches.
+// one for each point at which tokens reach the host, so that a step costs a few launches. Rows that
+// end early are computed to the end of their meta-context, unreported.
 #pragma once
 
 #include <memory>
@@ -20,8 +22,7 @@ namespace photon {
 
 struct CudaEngineOptions {
   enum class Compute {
-    kBF16,  // bf16 weights, activations and cache; fp32 accumulation, residual stream and
-            // statistics
+    kBF16,  // bf16 weights, activations and cache; fp32 sums, residual stream and statistics
     kF32,   // fp32 throughout, products included
   };
   int device = 0;  // as CUDA numbers them
