@@ -1,7 +1,13 @@
 // photon-serving-bench: many requests at a time, through the scheduler or a whole server.
 //
+//   photon-serving-bench                  a server in this process, over a socket of this machine
+//   photon-serving-bench --in-process     the scheduler alone, without text and network
+//   photon-serving-bench --server ADDR    a photon-server that runs; its steps stay unknown
+//
 // Closed-loop clients, questions over one document with and without sharing, samples, modes mixed
 // in a step, memory by length, and a long prompt among streams; see serving_workloads.h.
+#include <spdlog/spdlog.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
@@ -10,20 +16,25 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "bench/grpc_target.h"
 #include "bench/in_process_target.h"
 #include "bench/serving_target.h"
 #include "bench/serving_workloads.h"
 #include "engine/cpu/cpu_engine.h"
 #include "engine/memory_budget.h"
 #include "engine/model/checkpoint.h"
-#include "scheduler/scheduler.h"
+#include "engine/model/tokenizer.h"
+#include "server/server.h"
 
 namespace photon {
 namespace {
 
 struct Flags {
+  bool in_process = false;
+  std::string server;  // empty: one in this process
   std::string model = "models/demo";
   CpuEngineOptions engine;
   std::vector<std::string> workloads = {"throughput", "samples", "modes"};
@@ -63,11 +74,33 @@ int RunWorkloads(const Flags& flags, const std::string& command, ServingTarget& 
 }
 
 int Run(const Flags& flags, const std::string& command) {
+  if (!flags.server.empty()) {
+    auto target = GrpcTarget::Connect(flags.server, nullptr);
+    if (!target.ok()) return Fail(target.status());
+    return RunWorkloads(flags, command, **target);
+  }
   auto checkpoint = Checkpoint::Load(flags.model);
   if (!checkpoint.ok()) return Fail(checkpoint.status());
   auto engine = CreateCpuEngine(**checkpoint, flags.engine);
   if (!engine.ok()) return Fail(engine.status());
-  auto target = InProcessTarget::Create((*checkpoint)->config(), engine->get(), {});
+  if (flags.in_process) {
+    auto target = InProcessTarget::Create((*checkpoint)->config(), engine->get(), {});
+    if (!target.ok()) return Fail(target.status());
+    return RunWorkloads(flags, command, **target);
+  }
+  auto tokenizer = Tokenizer::Load((*checkpoint)->tokenizer_path());
+  if (!tokenizer.ok()) return Fail(tokenizer.status());
+  ModelFacts model;
+  model.name = flags.model;
+  model.config = (*checkpoint)->config();
+  model.tokenizer = tokenizer->get();
+  // A line of the log per call would be a cost of the measurement.
+  spdlog::set_level(spdlog::level::warn);
+  ServerOptions options;
+  options.listen = "127.0.0.1:0";
+  auto server = Server::Start(options, {}, std::move(model), engine->get());
+  if (!server.ok()) return Fail(server.status());
+  auto target = GrpcTarget::Connect((*server)->address(), [&] { return (*server)->stats(); });
   if (!target.ok()) return Fail(target.status());
   return RunWorkloads(flags, command, **target);
 }
@@ -86,6 +119,9 @@ int main(int argc, char** argv) {
     return app.add_option(name, value, description)->capture_default_str();
   };
   const CLI::Range count(1, 1 << 20);
+  app.add_flag("--in-process", flags.in_process, "Drive the scheduler alone");
+  app.add_option("--server", flags.server, "Drive the photon-server at this address")
+      ->excludes("--in-process");
   add("--model", flags.model, "Checkpoint directory");
   add("--threads", flags.engine.threads, "Engine threads; 0: one per processor");
   add("--compute", flags.engine.compute, "Arithmetic: bf16 or f32")
