@@ -1,8 +1,6 @@
 #include "server/call_stream.h"
 
 #include <grpcpp/alarm.h>
-#include <spdlog/fmt/fmt.h>
-#include <spdlog/spdlog.h>
 
 #include <chrono>
 #include <functional>
@@ -12,6 +10,7 @@
 #include "server/auth/call_guard.h"
 #include "server/byte_buffer_codec.h"
 #include "server/grpc_status.h"
+#include "server/request_log.h"
 
 namespace photon {
 namespace {
@@ -161,11 +160,8 @@ void CallStream::OnDone() {
 }
 
 void CallStream::LogCall() const {
-  std::string line = fmt::format("method={} id={} status={}", call_.method, call_.request_id,
-                                 std::string(absl::StatusCodeToString(status_.code())));
-  if (generation_ != nullptr) line += generation_->Summary();
-  if (!status_.ok()) line += fmt::format(" error=\"{}\"", std::string(status_.message()));
-  spdlog::info("{}", line);
+  LogRequest(call_.method, call_.request_id, status_,
+             generation_ == nullptr ? std::nullopt : generation_->Summary());
 }
 
 }  // namespace photon

@@ -1,7 +1,5 @@
 #include "server/generation_call.h"
 
-#include <spdlog/fmt/fmt.h>
-
 #include <chrono>
 #include <utility>
 
@@ -208,21 +206,25 @@ void GenerationCall::CancelAll() {
   }
 }
 
-std::string GenerationCall::Summary() const {
+std::optional<RequestSummary> GenerationCall::Summary() const {
   std::lock_guard lock(mutex_);
-  if (!output_.last_result().has_value()) return "";
+  if (!output_.last_result().has_value()) return std::nullopt;
   const v1::GenerationResult& result = *output_.last_result();
   const v1::Timings& timings = result.timings();
   const CallOutput::Totals& totals = output_.totals();
-  const std::string reason = absl::AsciiStrToLower(
+  RequestSummary summary;
+  summary.caller = settings_.caller->name();
+  summary.sequences = static_cast<int64_t>(output_.num_sequences());
+  summary.finish = absl::AsciiStrToLower(
       absl::StripPrefix(v1::FinishReason_Name(result.finish_reason()), "FINISH_REASON_"));
-  // Of several sequences: sums, and how the last one to end went.
-  return fmt::format(
-      " sequences={} finish={} prompt_tokens={} cached_tokens={} generated_tokens={} steps={}"
-      " queue_ms={:.2f} prefill_ms={:.2f} decode_ms={:.2f}",
-      output_.num_sequences(), reason, totals.prompt_tokens, totals.cached_tokens,
-      totals.generated_tokens, timings.steps(), timings.queue_ms(), timings.prefill_ms(),
-      timings.decode_ms());
+  summary.prompt_tokens = totals.prompt_tokens;
+  summary.cached_tokens = totals.cached_tokens;
+  summary.generated_tokens = totals.generated_tokens;
+  summary.steps = timings.steps();
+  summary.queue_ms = timings.queue_ms();
+  summary.prefill_ms = timings.prefill_ms();
+  summary.decode_ms = timings.decode_ms();
+  return summary;
 }
 
 }  // namespace photon

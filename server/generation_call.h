@@ -28,6 +28,7 @@
 #include "server/generation_request.h"
 #include "server/latency_window.h"
 #include "server/metrics/serving_metrics.h"
+#include "server/request_log.h"
 
 namespace photon {
 
@@ -79,9 +80,8 @@ class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
   // Nobody reads any more, and soon there may be no scheduler: nothing more is asked of it.
   void Close();
 
-  // "sequences=1 finish=length prompt_tokens=4 ...", beginning with a space; empty before the first
-  // sequence has ended.
-  std::string Summary() const;
+  // For the log; nothing before the first sequence has ended.
+  std::optional<RequestSummary> Summary() const;
 
  private:
   class Listener;

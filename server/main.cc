@@ -3,8 +3,6 @@
 // Each flag can also be given as the environment variable PHOTON_<FLAG>. Exit codes: 0 drained
 // after SIGTERM or SIGINT, 1 fatal error, 2 usage.
 #include <pthread.h>
-#include <spdlog/async.h>
-#include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 #include <sys/resource.h>
 
@@ -33,6 +31,7 @@
 #include "engine/model/checkpoint.h"
 #include "engine/model/tokenizer.h"
 #include "server/auth/keys_command.h"
+#include "server/request_log.h"
 #include "server/server.h"
 
 namespace photon {
@@ -51,6 +50,7 @@ struct Options {
   SchedulerOptions scheduler;
   ServerOptions server;
   spdlog::level::level_enum log_level = spdlog::level::info;
+  LogFormat log_format = LogFormat::kText;
 };
 
 // Adds a flag, also read from PHOTON_<FLAG>.
@@ -247,6 +247,11 @@ std::optional<int> ParseFlags(int argc, char** argv, Options& options) {
   AddFlag(app, "Server", "log-level", options.log_level, "debug, info, warning or error")
       ->transform(CLI::CheckedTransformer(levels, CLI::ignore_case))
       ->default_str("info");
+  const std::map<std::string, LogFormat> log_formats = {{"text", LogFormat::kText},
+                                                        {"json", LogFormat::kJson}};
+  AddFlag(app, "Server", "log-format", options.log_format, "Lines of the log: text or json")
+      ->transform(CLI::CheckedTransformer(log_formats, CLI::ignore_case))
+      ->default_str("text");
 
   // CLI11 takes the last argument first. Underscores in a flag's name read as dashes.
   std::vector<std::string> arguments(std::make_reverse_iterator(argv + argc),
@@ -427,12 +432,7 @@ int Main(int argc, char** argv) {
   Options options;
   if (const std::optional<int> exit_code = ParseFlags(argc, argv, options)) return *exit_code;
   ShutdownSignals::Block();
-  // The log never holds up a step: a full buffer drops its oldest lines.
-  spdlog::init_thread_pool(8192, 1);
-  spdlog::set_default_logger(
-      spdlog::create_async_nb<spdlog::sinks::stderr_color_sink_mt>("photon"));
-  spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e%z %^%l%$ %v");
-  spdlog::set_level(options.log_level);
+  StartLog(options.log_format, options.log_level);
   RaiseDescriptorLimit(options.server);
   const int exit_code = Serve(options);
   spdlog::shutdown();

@@ -1,11 +1,10 @@
 #include "server/http/completion_call.h"
 
-#include <spdlog/spdlog.h>
-
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "server/http/api_error.h"
+#include "server/request_log.h"
 
 namespace photon {
 namespace {
@@ -91,11 +90,7 @@ void CompletionCall::OnClosed(bool complete) {
     call_->Leave(status_);
   }
   call_->Close();
-  std::string line =
-      absl::StrCat("method=completions id=", settings_.request_id,
-                   " status=", absl::StatusCodeToString(status_.code()), call_->Summary());
-  if (!status_.ok()) absl::StrAppend(&line, " error=\"", status_.message(), "\"");
-  spdlog::info("{}", line);
+  LogRequest("completions", settings_.request_id, status_, call_->Summary());
 }
 
 }  // namespace photon

@@ -1,7 +1,5 @@
 #include "server/http/http_service.h"
 
-#include <spdlog/spdlog.h>
-
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -18,6 +16,7 @@
 #include "server/http/page_files.h"
 #include "server/random.h"
 #include "server/request_id.h"
+#include "server/request_log.h"
 
 namespace photon {
 namespace {
@@ -111,8 +110,7 @@ class AnswerWithHeaders final : public HttpAnswer {
 // What goes wrong before there is a call.
 std::shared_ptr<HttpAnswer> RefuseCompletion(const absl::Status& error,
                                              const std::string& request_id) {
-  spdlog::info("method=completions id={} status={} error=\"{}\"", request_id,
-               std::string(absl::StatusCodeToString(error.code())), std::string(error.message()));
+  LogRequest("completions", request_id, error, std::nullopt);
   return AnswerAtOnce(ApiErrorResponse(error));
 }
 
