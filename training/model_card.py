@@ -92,7 +92,7 @@ def main() -> None:
 {comparison_table(results)}
 
 Bits per byte are over the whole validation text in windows of 1,024 tokens. Prefill runs four prompts of 1,024 tokens through
-uncompiled PyTorch in the same process on the same machine; PHOTON runs its encoders alone. KV bytes are those that grow
+uncompiled fp32 PyTorch, each on a processor of the same machine; PHOTON runs its encoders alone. KV bytes are those that grow
 with the context. Multiply-adds count the weight matrices, attention over the context left out.
 
 ## The three modes
