@@ -286,34 +286,33 @@ absl::Status Workloads::RunMemory() {
           absl::StrCat("memory: lengths are multiples of a page's ", facts.page_tokens,
                        " tokens and more than one, got ", length));
     }
-    const auto peak_bytes = [&](int prompts, int samples) -> absl::StatusOr<double> {
-      PrintProgress(absl::StrCat("memory: ", prompts * samples, " of ", length, " tokens"));
-      ServingCall call{.samples = samples, .max_tokens = output, .mode = options_.mode};
-      for (int p = 0; p < prompts; ++p) {
-        call.prompts.push_back(Text(7'000'000 + length, 1000 * samples + p, length - output));
-      }
+    const auto peak_bytes = [&](int samples) -> absl::StatusOr<double> {
+      PrintProgress(absl::StrCat("memory: ", samples, " of ", length, " tokens"));
+      ServingCall call{.prompts = {Text(7'000'000 + length, samples, length - output)},
+                       .samples = samples,
+                       .max_tokens = output,
+                       .mode = options_.mode};
       absl::StatusOr<LoadRecord> record =
           RunTogether(*target_, [&]() -> absl::StatusOr<std::vector<ServingCall>> {
             return std::vector<ServingCall>{std::move(call)};
           });
       if (!record.ok()) return record.status();
-      return static_cast<double>(record->peak_pages_in_use * facts.page_bytes) /
-             (prompts * samples);
+      return static_cast<double>(record->peak_pages_in_use * facts.page_bytes) / samples;
     };
-    const absl::StatusOr<double> apart = peak_bytes(options_.memory_sequences, 1);
-    if (!apart.ok()) return apart.status();
-    const absl::StatusOr<double> shared = peak_bytes(1, kSharedSamples);
+    const absl::StatusOr<double> alone = peak_bytes(1);
+    if (!alone.ok()) return alone.status();
+    const absl::StatusOr<double> shared = peak_bytes(kSharedSamples);
     if (!shared.ok()) return shared.status();
     const double latents = facts.kv_width_that_grows_per_token * options_.element_bytes * length;
     const double transformer =
         static_cast<double>(facts.kv_width_of_all_layers) * options_.element_bytes * length;
     PrintProgress("");
-    std::printf("%8d %12.0f %12.0f %14.0f %14.0f %8.1f %8.1f\n", length, latents, *apart, *shared,
-                transformer, transformer / *apart, transformer / *shared);
+    std::printf("%8d %12.0f %12.0f %14.0f %14.0f %8.1f %8.1f\n", length, latents, *alone, *shared,
+                transformer, transformer / *alone, transformer / *shared);
     std::fflush(stdout);
     rows.push_back({{"tokens", length},
                     {"latent_bytes", latents},
-                    {"page_bytes_per_sequence", *apart},
+                    {"page_bytes_per_sequence", *alone},
                     {"page_bytes_per_sample", *shared},
                     {"samples", kSharedSamples},
                     {"transformer_bytes", transformer}});

@@ -41,9 +41,9 @@ struct WorkloadOptions {
   std::vector<int> samples = {1, 16, 64};
   int sample_prompt_tokens = 512;
 
-  // Memory by length of a sequence, and a prompt arriving among streams.
+  // Memory of a sequence alone and of samples that share all but their last page, by length; and a
+  // prompt arriving among streams.
   std::vector<int> lengths = {512, 1024, 4096, 8192};
-  int memory_sequences = 8;
   int element_bytes = 2;  // of keys and values
   int streams = 32;
 };

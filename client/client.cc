@@ -38,6 +38,15 @@ absl::Status ReadAll(grpc::ClientReader<Response>& reader,
   return ToAbslStatus(reader.Finish());
 }
 
+std::shared_ptr<grpc::ChannelCredentials> Credentials(const ClientOptions& options) {
+  if (!options.tls) return grpc::InsecureChannelCredentials();
+  grpc::SslCredentialsOptions tls;
+  tls.pem_root_certs = options.tls->authorities;
+  tls.pem_cert_chain = options.tls->certificate;
+  tls.pem_private_key = options.tls->key;
+  return grpc::SslCredentials(tls);
+}
+
 template <typename Message>
 absl::StatusOr<Message> MessageOrStatus(const grpc::Status& status, Message message) {
   if (!status.ok()) return ToAbslStatus(status);
@@ -51,8 +60,7 @@ Client::Client(const ClientOptions& options)
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kMaxReconnectBackoffMs);
-  const auto channel =
-      grpc::CreateCustomChannel(options.server, grpc::InsecureChannelCredentials(), arguments);
+  const auto channel = grpc::CreateCustomChannel(options.server, Credentials(options), arguments);
   generation_ = v1::GenerationService::NewStub(channel);
   documents_ = v1::DocumentService::NewStub(channel);
   model_ = v1::ModelService::NewStub(channel);

@@ -22,6 +22,14 @@
 
 namespace photon {
 
+// Texts in PEM.
+struct ClientTls {
+  std::string authorities;  // whose servers are trusted; empty: those of the system
+  // What the client shows to servers that ask who it is. Both or neither.
+  std::string certificate;
+  std::string key;
+};
+
 struct ClientOptions {
   // host:port, or any target that gRPC knows ("unix:/run/photon.sock").
   std::string server = "127.0.0.1:50051";
@@ -29,6 +37,8 @@ struct ClientOptions {
   std::optional<std::chrono::milliseconds> deadline;
   // Identifies the tenant: the bearer token of the metadata `authorization`. Empty: none.
   std::string api_key;
+  // Absent: plaintext.
+  std::optional<ClientTls> tls;
 };
 
 class Client {

@@ -404,6 +404,116 @@ void AddModelCommands(CLI::App& app, const AddApp& add, std::vector<Command>& co
                       }});
 }
 
+// How to reach the server, and who to be there.
+struct Connection {
+  std::string server = ClientOptions().server;
+  std::optional<double> deadline_s;
+  bool tls = false;
+  std::string ca_file;
+  std::string certificate_file;
+  std::string key_file;
+  std::string api_key;
+  std::string api_key_file;
+  bool insecure = false;
+
+  void ReadEnvironment() {
+    const auto read = [](const char* variable, std::string& value) {
+      if (const char* text = std::getenv(variable)) value = text;
+    };
+    read("PHOTON_SERVER", server);
+    read("PHOTON_API_KEY", api_key);
+    read("PHOTON_API_KEY_FILE", api_key_file);
+    read("PHOTON_TLS_CA", ca_file);
+    read("PHOTON_TLS_CERT", certificate_file);
+    read("PHOTON_TLS_KEY", key_file);
+  }
+
+  void AddTo(CLI::App& command) {
+    const std::string group = "Connection";
+    command.add_option("--server", server, "Address of the server; default: $PHOTON_SERVER")
+        ->capture_default_str()
+        ->type_name("HOST:PORT")
+        ->group(group);
+    command.add_option("--deadline", deadline_s, "Give up after this long; default: never")
+        ->type_name("SECONDS")
+        ->check(CLI::PositiveNumber.description(""))
+        ->group(group);
+    command.add_flag("--tls", tls, "Use TLS, with the system's authorities")->group(group);
+    command
+        .add_option("--tls-ca", ca_file,
+                    "Use TLS, with the authorities of this file, in PEM; default: $PHOTON_TLS_CA")
+        ->type_name("PATH")
+        ->group(group);
+    command
+        .add_option("--tls-cert", certificate_file,
+                    "Show the server this certificate, in PEM; default: $PHOTON_TLS_CERT")
+        ->type_name("PATH")
+        ->group(group);
+    command.add_option("--tls-key", key_file, "The certificate's key; default: $PHOTON_TLS_KEY")
+        ->type_name("PATH")
+        ->group(group);
+    command
+        .add_option("--api-key-file", api_key_file,
+                    "The API key is in this file; default: $PHOTON_API_KEY_FILE")
+        ->type_name("PATH")
+        ->group(group);
+    command
+        .add_option("--api-key", api_key,
+                    "The API key, for all to see who see processes; default: $PHOTON_API_KEY")
+        ->type_name("KEY")
+        ->group(group);
+    command
+        .add_flag("--insecure", insecure, "Send the API key in plaintext to other machines, too")
+        ->group(group);
+  }
+
+  // Throws CLI::ValidationError.
+  ClientOptions Options() const {
+    ClientOptions options;
+    options.server = server;
+    if (deadline_s) {
+      options.deadline = std::chrono::milliseconds(static_cast<int64_t>(*deadline_s * 1000));
+    }
+    options.api_key = api_key;
+    if (api_key.empty() && !api_key_file.empty()) {
+      std::istringstream(ReadFile("--api-key-file", api_key_file)) >> options.api_key;
+    }
+    if (certificate_file.empty() != key_file.empty()) {
+      throw CLI::ValidationError("--tls-cert, --tls-key", "one needs the other");
+    }
+    if (tls || !ca_file.empty()) {
+      options.tls.emplace();
+      if (!ca_file.empty()) options.tls->authorities = ReadFile("--tls-ca", ca_file);
+      if (!key_file.empty()) {
+        options.tls->certificate = ReadFile("--tls-cert", certificate_file);
+        options.tls->key = ReadFile("--tls-key", key_file);
+      }
+    } else if (!key_file.empty()) {
+      throw CLI::ValidationError("--tls-cert", "needs --tls or --tls-ca");
+    } else if (!options.api_key.empty() && !insecure && !IsLocal()) {
+      throw CLI::ValidationError("--api-key", "plaintext to " + server +
+                                                  " can be read by others: needs --tls, --tls-ca "
+                                                  "or --insecure");
+    }
+    return options;
+  }
+
+ private:
+  static std::string ReadFile(const std::string& option, const std::string& path) {
+    std::ifstream stream(path, std::ios::binary);
+    std::string text{std::istreambuf_iterator<char>(stream), {}};
+    if (!stream || text.empty()) throw CLI::ValidationError(option, "cannot read " + path);
+    return text;
+  }
+
+  bool IsLocal() const {
+    for (const char* local : {"unix:", "unix-abstract:", "localhost:", "127.", "[::1]:"}) {
+      if (server.starts_with(local)) return true;
+    }
+    return false;
+  }
+};
+
 int Main(int argc, char** argv) {
   CLI::App app("Talks to a photon server.", "photon");
   app.require_subcommand(1);
@@ -416,23 +526,11 @@ int Main(int argc, char** argv) {
       "  photon ask --file story.txt \" So the fox\" \" And the owl\"\n"
       "Exit codes: 0 success, 1 the call failed, 2 usage, 130 interrupted.");
 
-  ClientOptions client_options;
-  std::optional<double> deadline_s;
-  if (const char* server = std::getenv("PHOTON_SERVER")) client_options.server = server;
-  if (const char* key = std::getenv("PHOTON_API_KEY")) client_options.api_key = key;
+  Connection connection;
+  connection.ReadEnvironment();
   const AddApp add = [&](CLI::App& parent, const std::string& name, const std::string& about) {
     CLI::App* command = parent.add_subcommand(name, about);
-    command
-        ->add_option("--server", client_options.server,
-                     "Address of the server; default: $PHOTON_SERVER")
-        ->capture_default_str()
-        ->type_name("HOST:PORT")
-        ->group("Connection");
-    command->add_option("--deadline", deadline_s, "Give up after this long; default: never")
-        ->type_name("SECONDS")
-        ->check(CLI::PositiveNumber.description(""))
-        ->group("Connection");
-    command->footer("$PHOTON_API_KEY, if it is set, identifies you to the server.");
+    connection.AddTo(*command);
     return command;
   };
   std::vector<Command> commands;
@@ -452,10 +550,8 @@ int Main(int argc, char** argv) {
     app.parse(std::move(arguments));
     const auto chosen = std::find_if(commands.begin(), commands.end(),
                                      [](const Command& command) { return command.app->parsed(); });
+    const ClientOptions client_options = connection.Options();
     chosen->prepare();
-    if (deadline_s) {
-      client_options.deadline = std::chrono::milliseconds(static_cast<int64_t>(*deadline_s * 1000));
-    }
     const Terminal terminal = {std::cout, std::cerr, StopOnSignals()};
     Client client(client_options);
     return chosen->run(client, terminal);

@@ -195,7 +195,10 @@ absl::Status DocumentUpload::AddMessage() {
 void DocumentUpload::Submit() {
   absl::StatusOr<std::vector<TokenId>> tokens = content_.Finish();
   std::unique_lock lock(mutex_);
-  if (client_left_) return End(absl::CancelledError("the client left"), std::move(lock));
+  // Streams that break off end like those that are complete.
+  if (client_left_ || context_->IsCancelled()) {
+    return End(absl::CancelledError("the client left"), std::move(lock));
+  }
   if (!tokens.ok()) return End(tokens.status(), std::move(lock));
   expires_ = environment_.clock->Now() + content_.ttl();
   tokens_ = std::make_shared<const std::vector<TokenId>>(*std::move(tokens));
@@ -242,6 +245,7 @@ void DocumentUpload::Keep(PinId pin) {
   document.expires = expires_;
   document.pin = pin;
   document = environment_.store->Add(std::move(place_), std::move(document));
+  document_id_ = document.id;
   v1::CreateDocumentResponse response;
   *response.mutable_document() = ToProto(document, document.created);
   *response_ = SerializeMessage(response);
@@ -250,6 +254,7 @@ void DocumentUpload::Keep(PinId pin) {
 void DocumentUpload::End(const absl::Status& status, std::unique_lock<std::mutex> lock) {
   if (status_.has_value()) return;
   status_ = status;
+  place_.reset();  // before the client knows: it may come again at once
   lock.unlock();
   Finish(ToGrpcStatus(status));
 }
@@ -265,7 +270,11 @@ void DocumentUpload::OnDone() {
   std::shared_ptr<DocumentUpload> self;  // released after the lock
   std::lock_guard lock(mutex_);
   self.swap(self_);
-  place_.reset();
+  if (!document_id_.empty() && context_->IsCancelled()) {
+    // The client left before it could learn the id. Should the document have expired, all is well
+    // too.
+    environment_.store->Delete(caller_->tenant(), document_id_).IgnoreError();
+  }
   std::string line = fmt::format("method=CreateDocument id={} status={}", request_id_,
                                  std::string(absl::StatusCodeToString(status_->code())));
   if (tokens_ != nullptr) line += fmt::format(" prompt_tokens={}", tokens_->size());

@@ -108,6 +108,7 @@ class DocumentUpload final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
   std::shared_ptr<const std::vector<TokenId>> tokens_ ABSL_GUARDED_BY(mutex_);
   TimePoint expires_ ABSL_GUARDED_BY(mutex_);
   std::optional<SequenceId> sequence_ ABSL_GUARDED_BY(mutex_);
+  std::string document_id_ ABSL_GUARDED_BY(mutex_);  // once it is kept
   bool client_left_ ABSL_GUARDED_BY(mutex_) = false;
   std::optional<absl::Status> status_ ABSL_GUARDED_BY(mutex_);  // Finish was called
 };

@@ -68,8 +68,8 @@ class TextNormalizer {
   // A byte of `text` that starts no UTF-8 character becomes U+FFFD.
   std::string Normalize(std::string_view text) const;
 
-  // Of a text that goes on from another: no dummy prefix, and white space at its beginning counts as
-  // white space inside a text does.
+  // Of a text that goes on from another: no dummy prefix, and white space at its beginning counts
+  // as white space inside a text does.
   std::string NormalizeContinuation(std::string_view text) const;
 
   const Options& options() const { return options_; }

@@ -50,8 +50,8 @@ class Tokenizer {
   // U+FFFD. Takes O(n log n) for n < 2^30 bytes.
   std::vector<TokenId> Encode(std::string_view text) const;
 
-  // Ids of `text` as it goes on from other text: no dummy space is put before it, and a space of its own
-  // at its beginning stays. Detokenizer gives the texts back as one.
+  // Ids of `text` as it goes on from other text: no dummy space is put before it, and a space of
+  // its own at its beginning stays. Detokenizer gives the texts back as one.
   std::vector<TokenId> EncodeContinuation(std::string_view text) const;
 
   // Text of a whole sequence: Detokenizer in one call. Always valid UTF-8.

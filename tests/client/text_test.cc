@@ -6,6 +6,7 @@
 namespace photon {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using ::testing::Not;
@@ -49,6 +50,42 @@ TEST(ModelInfoText, NamesEveryLevelAndTheDefaultMode) {
   EXPECT_THAT(text, HasSubstr("level 2"));
   EXPECT_THAT(text, HasSubstr("block encoder"));
   EXPECT_THAT(text, HasSubstr("global encoder"));
+}
+
+TEST(IntegrationText, HasTheCountsAndALineForEachAnswer) {
+  v1::IntegrationResult integration;
+  integration.set_samples_finished(5);
+  integration.set_samples_cancelled(3);
+  integration.set_saved_tokens(96);
+  v1::AnswerCount& answer = *integration.add_answers();
+  answer.set_answer("42");
+  answer.set_votes(4);
+  answer.set_sample_index(1);
+  EXPECT_THAT(IntegrationText(integration), AllOf(StartsWith("5 samples finished, 3 cancelled"),
+                                                  HasSubstr("at most 96 more saved"),
+                                                  EndsWith("\n4 votes, first sample 1: 42\n")));
+}
+
+TEST(DocumentText, IsOneLine) {
+  v1::Document document;
+  document.set_id("0123");
+  document.set_num_tokens(7);
+  document.set_display_name("tale");
+  document.set_expires_unix_ms(1'000'000'000'000);
+  EXPECT_EQ(DocumentText(document),
+            "0123  7 tokens  0 bytes of cache  expires 2001-09-09T01:46:40Z  tale\n");
+}
+
+TEST(EstimateText, SaysWhenItFits) {
+  v1::EstimateCostResponse estimate;
+  EXPECT_THAT(EstimateText(estimate), HasSubstr("fits          never\n"));
+  estimate.set_fits(true);
+  EXPECT_THAT(EstimateText(estimate), HasSubstr("fits          later\n"));
+  estimate.set_fits_now(true);
+  estimate.set_cache_bytes(10);
+  estimate.set_transformer_cache_bytes(400);
+  EXPECT_THAT(EstimateText(estimate),
+              AllOf(HasSubstr("fits          now\n"), HasSubstr("this is 2.5 %")));
 }
 
 TEST(JsonLine, IsOneLineUnderTheProtosNamesWithDefaults) {

@@ -301,12 +301,30 @@ TEST_F(DocumentTest, AnUploadThatIsCancelledLeavesNothing) {
   gate_.AwaitStep(1);
   context.TryCancel();
   EXPECT_EQ(writer->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  EXPECT_TRUE(List().empty());  // over the same connection: the server has heard of both
   gate_.Open();
   EXPECT_TRUE(Eventually([&] {
     const SchedulerStats stats = server_->stats();
     return stats.num_running + stats.num_waiting + stats.num_pins == 0;
   }));
   EXPECT_TRUE(List().empty());
+}
+
+TEST_F(DocumentTest, AnUploadThatBreaksOffIsNoDocument) {
+  options_.documents.max_per_tenant = 1;
+  Start();
+  grpc::ClientContext context;
+  v1::CreateDocumentResponse response;
+  const auto writer = documents_->CreateDocument(&context, &response);
+  writer->Write(Settings());
+  writer->Write(Text("the first half of"));
+  context.TryCancel();
+  EXPECT_EQ(writer->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  // Its place is free once the server has done with it.
+  EXPECT_TRUE(
+      Eventually([&] { return Upload({Settings(60, "other"), Text("another")}).first.ok(); }));
+  ASSERT_EQ(List().size(), 1u);
+  EXPECT_EQ(List()[0].display_name(), "other");
 }
 
 TEST_F(DocumentTest, RefusesUploadsThatMakeNoSense) {

@@ -143,6 +143,14 @@ TEST(GenerateRequest, NamesTheFieldAndItsLimit) {
          r.mutable_prompt()->mutable_token_ids()->add_ids(3);
          r.mutable_prompt()->mutable_token_ids()->add_ids(-4);
        }},
+      {"parameters.n: expected 1 to 1024, got 0",
+       [&](auto& r) { r.mutable_parameters()->set_n(0); }},
+      {"parameters.priority: expected one of Priority, got 7",
+       [&](auto& r) { r.mutable_parameters()->set_priority(static_cast<v1::Priority>(7)); }},
+      {"parameters.integration: expected majority_vote or best_of_n",
+       [&](auto& r) { r.mutable_parameters()->mutable_integration()->set_omit_samples(true); }},
+      {"parameters.integration.majority_vote.answer_source: expected one of AnswerSource, got 0",
+       [&](auto& r) { r.mutable_parameters()->mutable_integration()->mutable_majority_vote(); }},
       {"prompt: has 4096 tokens, expected at most 4095",
        [&](auto& r) {
          for (int i = 0; i < 4096; ++i) r.mutable_prompt()->mutable_token_ids()->add_ids(3);
@@ -155,6 +163,38 @@ TEST(GenerateRequest, NamesTheFieldAndItsLimit) {
     EXPECT_EQ(query.status().code(), absl::StatusCode::kInvalidArgument) << bad.message;
     EXPECT_THAT(std::string(query.status().message()), HasSubstr(bad.message));
   }
+}
+
+TEST(GenerateRequest, ReadsSamplesPriorityAndIntegration) {
+  v1::GenerateRequest request;
+  request.mutable_parameters()->set_n(7);
+  request.mutable_parameters()->set_priority(v1::PRIORITY_HIGH);
+  auto& integration = *request.mutable_parameters()->mutable_integration();
+  integration.mutable_majority_vote()->set_answer_source(v1::ANSWER_SOURCE_JSON_POINTER);
+  integration.mutable_majority_vote()->set_json_pointer("/answer");
+  const auto query = ParseGenerateRequest(request, TestModel(), RequestLimits(), kSeed);
+  ASSERT_TRUE(query.ok()) << query.status();
+  EXPECT_EQ(query->n, 7);
+  EXPECT_EQ(query->sequence.priority, Priority::kHigh);
+  ASSERT_NE(query->integration, nullptr);
+  EXPECT_EQ(query->integration->extractor->Extract(R"({"answer": 5})"), "5");
+  EXPECT_FALSE(query->integration->omit_samples);
+}
+
+TEST(AskRequest, PutsEachQuestionAfterTheDocument) {
+  v1::AskRequest request;
+  request.add_questions()->set_text(" and the owl");
+  request.add_questions()->mutable_token_ids()->add_ids(9);
+  request.add_questions();
+  std::vector<TokenId> document = TestTokenizer().Encode("the fox");
+  const auto queries = ParseAskRequest(request, document, TestModel(), RequestLimits(), kSeed);
+  ASSERT_TRUE(queries.ok()) << queries.status();
+  ASSERT_EQ(queries->size(), 3u);
+  EXPECT_EQ(TestTokenizer().Decode((*queries)[0]->sequence.prompt), "the fox and the owl");
+  EXPECT_EQ((*queries)[2]->sequence.prompt, document);
+  document.push_back(9);
+  EXPECT_EQ((*queries)[1]->sequence.prompt, document);
+  for (uint32_t i = 0; i < 3; ++i) EXPECT_EQ((*queries)[i]->sequence.sampling.query, i);
 }
 
 TEST(GenerateRequest, NamesEveryProblemAtOnce) {

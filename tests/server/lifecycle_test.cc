@@ -110,7 +110,8 @@ TEST_F(ServerTest, EndsStreamsWithPartialTextWhenTheDrainTimesOut) {
   const Reply reply = ReadAll(*running);
   EXPECT_TRUE(reply.status.ok());
   EXPECT_EQ(reply.result.finish_reason(), v1::FINISH_REASON_DRAIN);
-  EXPECT_EQ(reply.token_ids.size(), 11u);  // three steps of 4, after a forced BOS
+  // After a forced BOS two steps of 4, and the third if the drain found it done.
+  EXPECT_THAT(reply.token_ids.size(), ::testing::AnyOf(7u, 11u));
   EXPECT_EQ(ReadAll(*waiting).status.error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_TRUE(server_->Wait().ok());
 }

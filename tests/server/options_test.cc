@@ -24,6 +24,9 @@ TEST(ServerOptions, NamesEveryProblem) {
   EXPECT_THAT(options.Validate()[0], HasSubstr("needs --insecure"));
   options.insecure = true;
   EXPECT_EQ(options.Validate().size(), 2u);
+  options.requests.max_prompts = 0;
+  options.documents.max_ttl = std::chrono::seconds(0);
+  EXPECT_EQ(options.Validate().size(), 4u);
   for (const char* address : {"", ":1", "localhost", "localhost:", "localhost:http"}) {
     ServerOptions bad;
     bad.listen = address;

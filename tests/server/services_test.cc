@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,8 +16,8 @@ using ::testing::HasSubstr;
 
 TEST_F(ServerTest, KnowsTheHealthOfEachService) {
   Start();
-  for (const char* service :
-       {"", "photon.v1.GenerationService", "photon.v1.ModelService", "grpc.health.v1.Health"}) {
+  for (const char* service : {"", "photon.v1.GenerationService", "photon.v1.DocumentService",
+                              "photon.v1.ModelService", "grpc.health.v1.Health"}) {
     EXPECT_EQ(Health(service), HealthCheckResponse::SERVING) << service;
   }
   HealthCheckRequest unknown;
@@ -88,6 +89,56 @@ TEST_F(ServerTest, TokenizesAndBack) {
   const grpc::Status status = model_->Detokenize(&bad_context, back, &text);
   EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
   EXPECT_THAT(status.error_message(), HasSubstr("expected [0, 768), got 768"));
+}
+
+TEST_F(ServerTest, EstimatesWhatAGenerationTakes) {
+  EngineShape shape = TestShape();
+  shape.max_rows = 1;
+  shape.num_pages = 64;  // 1024 tokens
+  Start(shape);
+  const auto estimate = [&](int prompt_tokens, std::optional<int> max_tokens) {
+    v1::EstimateCostRequest request;
+    request.set_prompt_tokens(prompt_tokens);
+    if (max_tokens) request.set_max_tokens(*max_tokens);
+    v1::EstimateCostResponse response;
+    grpc::ClientContext context;
+    const grpc::Status status = model_->EstimateCost(&context, request, &response);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    return response;
+  };
+  v1::EstimateCostResponse response = estimate(20, 13);
+  EXPECT_EQ(response.pages(), 3);  // of 16 tokens
+  EXPECT_EQ(response.cache_bytes(), 3 * 64);
+  // Of each token: keys and values of 16 elements in an encoder layer and of 8 in a decoder layer.
+  EXPECT_EQ(response.transformer_cache_bytes(), 33 * 2 * (16 + 8) * 2);
+  EXPECT_TRUE(response.fits());
+  EXPECT_TRUE(response.fits_now());
+  EXPECT_EQ(response.expected_wait_ms(), 0);
+  EXPECT_EQ(estimate(20, std::nullopt).max_tokens(), 16);
+  EXPECT_FALSE(estimate(2000, 1).fits());
+  EXPECT_FALSE(estimate(1'000'000'000, 2'000'000'000).fits());
+  EXPECT_EQ(estimate(1'000'000'000, 2'000'000'000).cache_bytes(), 187'500'000LL * 64);
+
+  // Where something runs, it has to wait.
+  CloseGate();
+  grpc::ClientContext context;
+  const auto running = generation_->Generate(&context, Request(500));
+  gate_.Allow(1);
+  gate_.AwaitStep(2);
+  EXPECT_TRUE(Eventually([&] { return !estimate(20, 13).fits_now(); }));
+  EXPECT_TRUE(estimate(20, 13).fits());
+  gate_.Open();
+  EXPECT_TRUE(ReadAll(*running).status.ok());
+
+  v1::EstimateCostRequest text;
+  text.mutable_prompt()->set_text("the fox");
+  grpc::ClientContext text_context, bad_context;
+  EXPECT_TRUE(model_->EstimateCost(&text_context, text, &response).ok());
+  EXPECT_EQ(response.prompt_tokens(),
+            static_cast<int>(TestTokenizer().Encode("the fox").size()) + 1);
+  text.set_max_tokens(0);
+  EXPECT_EQ(model_->EstimateCost(&bad_context, text, &response).error_code(),
+            grpc::StatusCode::INVALID_ARGUMENT);
 }
 
 }  // namespace
