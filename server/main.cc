@@ -2,6 +2,7 @@
 //
 // Each flag can also be given as the environment variable PHOTON_<FLAG>. Exit codes: 0 drained
 // after SIGTERM or SIGINT, 1 fatal error, 2 usage.
+#include <grpc/support/log.h>
 #include <pthread.h>
 #include <spdlog/spdlog.h>
 #include <sys/resource.h>
@@ -433,8 +434,12 @@ int Main(int argc, char** argv) {
   if (const std::optional<int> exit_code = ParseFlags(argc, argv, options)) return *exit_code;
   ShutdownSignals::Block();
   StartLog(options.log_format, options.log_level);
+  // gRPC reports what strangers do wrong, such as handshakes: not for them to fill the log with.
+  gpr_set_log_function(
+      [](gpr_log_func_args* line) { spdlog::debug("gRPC: {}", std::string_view(line->message)); });
   RaiseDescriptorLimit(options.server);
   const int exit_code = Serve(options);
+  gpr_set_log_function(nullptr);
   spdlog::shutdown();
   return exit_code;
 }

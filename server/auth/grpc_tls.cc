@@ -43,8 +43,10 @@ class TlsCredentials final : public grpc::ServerCredentials {
     if (identity == self->in_use_) return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_UNCHANGED;
     const grpc_ssl_pem_key_cert_pair pair = {identity->private_key.c_str(),
                                              identity->certificate_chain.c_str()};
-    *config = grpc_ssl_server_certificate_config_create(
-        identity->client_ca.empty() ? nullptr : identity->client_ca.c_str(), &pair, 1);
+    // gRPC wants authorities even where it asks clients for nothing, and then uses none.
+    const std::string& authorities =
+        identity->client_ca.empty() ? identity->certificate_chain : identity->client_ca;
+    *config = grpc_ssl_server_certificate_config_create(authorities.c_str(), &pair, 1);
     self->in_use_ = std::move(identity);
     return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_NEW;
   }

@@ -40,8 +40,8 @@ class ServerProcess:
             self._lines.append(line)
             if match := re.search(r"HTTP at (\S+)", line):
                 self.http_url = match.group(1)
-            if match := re.search(r"health on (\S+:\d+)", line):
-                self.health_address = match.group(1)
+            if match := re.search(r"health on \S+:(\d+)", line):
+                self.health_address = "127.0.0.1:" + match.group(1)
             if match := re.search(r"serving \S+ on \S+:(\d+)", line):
                 self.address = "127.0.0.1:" + match.group(1)
                 break

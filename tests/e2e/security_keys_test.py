@@ -152,6 +152,17 @@ class KeysTest(unittest.TestCase):
         )
         self.assertEqual(status.status, health_pb2.HealthCheckResponse.SERVING)
 
+    def test_methods_that_do_not_exist_are_told_so(self):
+        key, line = create_key("alice")
+        _, channel = self.start(line)
+        for metadata in (None, bearer(key)):
+            self.assertRefused(
+                grpc.StatusCode.UNIMPLEMENTED,
+                channel.stream_stream("/photon.v1.Nobody/Nothing")(
+                    iter([b""]), metadata=metadata, timeout=PATIENCE_S
+                ),
+            )
+
     def test_reflection_is_off_where_keys_are_needed(self):
         _, channel = self.start()
         with self.assertRaises(grpc.RpcError) as caught:

@@ -161,7 +161,7 @@ class TlsTest(unittest.TestCase):
     def test_probes_find_health_and_nothing_else_on_a_plain_port(self):
         clients = Authority(self.directory, "clients")
         server = self.start(
-            *("--tls-client-ca", str(clients.certificate), "--health-listen", "127.0.0.1:0")
+            *("--tls-client-ca", str(clients.certificate), "--health-listen", "0.0.0.0:0")
         )
         with grpc.insecure_channel(server.health_address) as channel:
             self.assertIsNone(check(channel))
@@ -188,7 +188,7 @@ class TlsTest(unittest.TestCase):
             (["--tls-cert", self.certificate, "--tls-key", other_key], "is not the key of"),
             (["--tls-cert", self.certificate, "--tls-key", "/nowhere"], "/nowhere: "),
             (["--tls-client-ca", self.certificate], "tls_client_ca: needs"),
-            (["--health-listen", "0.0.0.0:0"], "health_listen: plaintext"),
+            (["--health-listen", "nowhere"], "health_listen: expected ADDRESS:PORT"),
         ):
             with self.subTest(flags=flags):
                 process = subprocess.run(
