@@ -226,7 +226,8 @@ std::optional<Duration> RetryDelay(const absl::Status& status) {
 }
 
 absl::Status WithRetryDelay(absl::Status status, Duration delay) {
-  status.SetPayload(kRetryDelayUrl, absl::Cord(absl::StrCat(delay / std::chrono::nanoseconds(1))));
+  const std::string nanoseconds = absl::StrCat(delay / std::chrono::nanoseconds(1));
+  status.SetPayload(kRetryDelayUrl, absl::Cord(absl::string_view(nanoseconds)));
   return status;
 }
 
