@@ -145,8 +145,9 @@ std::vector<size_t> CompletionResponse::Choices(size_t prompt) const {
     const Sample& sample = samples_[index];
     return sample.logprob_sum / static_cast<double>(std::max<int64_t>(sample.generated_tokens, 1));
   };
-  std::stable_sort(indices.begin(), indices.end(),
-                   [&](size_t a, size_t b) { return mean_logprob(a) > mean_logprob(b); });
+  std::sort(indices.begin(), indices.end(), [&](size_t a, size_t b) {
+    return std::make_pair(-mean_logprob(a), a) < std::make_pair(-mean_logprob(b), b);
+  });
   indices.resize(request_.n);
   return indices;
 }
