@@ -13,10 +13,11 @@ from programs import MODEL, PATIENCE_S, STORY
 from security_support import Authority
 
 
-def curl(*arguments):
+def curl(*arguments, body=None):
     """(status, body)"""
     result = subprocess.run(
         ["curl", "-sS", "--max-time", str(PATIENCE_S), "-w", "\n%{http_code}", *arguments],
+        input=body,
         capture_output=True,
         text=True,
         check=True,
@@ -38,8 +39,9 @@ class HttpTest(unittest.TestCase):
 
     def post(self, body, *arguments):
         return curl(
-            *("-H", "content-type: application/json", "--data-binary", body, *arguments),
+            *("-H", "content-type: application/json", "--data-binary", "@-", *arguments),
             self.url + "v1/completions",
+            body=body,
         )
 
     def test_probes_answer(self):

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import tempfile
+import threading
 import unittest
 
 import grpc
@@ -234,15 +235,19 @@ class OpenAiLifecycleTest(unittest.TestCase):
     def test_a_full_server_says_when_to_come_again(self):
         with programs.server("--max-rows", "1", "--max-queue", "1", *SLOW) as server:
             with client_of(server) as client:
-                model = client.models.list().data[0].id
-                settings = {"model": model, "prompt": STORY, "max_tokens": 900, "stream": True}
-                running = client.completions.create(**settings)
+                settings = {"model": client.models.list().data[0].id, "prompt": STORY}
+                running = client.completions.create(max_tokens=1500, stream=True, **settings)
                 next(iter(running))
-                # The only place in the queue is for one of these.
+                queued = threading.Thread(
+                    target=lambda: client.completions.create(max_tokens=1, **settings)
+                )
+                queued.start()
+                eventually(lambda: stats_of(client)["sequences"]["waiting"] == 1)
                 with self.assertRaises(openai.RateLimitError) as caught:
-                    client.completions.create(**{**settings, "n": 2})
+                    client.completions.create(max_tokens=1, **settings)
                 self.assertEqual(caught.exception.response.headers["retry-after"], "1")
                 running.close()
+                queued.join()
 
     def test_a_deadline_that_passes_is_a_gateway_timeout(self):
         with programs.server(*SLOW) as server, client_of(server) as client:

@@ -3,7 +3,7 @@
 
 const byId = (id) => document.getElementById(id);
 const POLL_MS = 1000;
-const HISTORY = 120;
+const SEEN = 120;
 const STATES = ['in_use', 'pinned', 'cached', 'free'];
 
 // --- Light and dark ---
@@ -119,7 +119,11 @@ function append(text, kind) {
   const span = document.createElement('span');
   span.className = kind;
   span.textContent = text;
-  byId('output').append(span);
+  const output = byId('output');
+  // Whoever has scrolled up wants to read there.
+  const follow = output.scrollTop + output.clientHeight >= output.scrollHeight - 40;
+  output.append(span);
+  if (follow) output.scrollTop = output.scrollHeight;
 }
 
 async function generate() {
@@ -185,7 +189,7 @@ document.addEventListener('keydown', (event) => {
 
 // --- The server, live ---
 
-const history = [];
+const seen = [];
 let before = null;
 
 const number = (value) => value.toLocaleString('en', { maximumFractionDigits: value < 100 ? 1 : 0 });
@@ -207,11 +211,12 @@ function svg(name, attributes) {
 }
 
 const WIDTH = 480;
-const xOf = (i) => WIDTH - (history.length - 1 - i) * (WIDTH / (HISTORY - 1));
+const xOf = (i) => WIDTH - (seen.length - 1 - i) * (WIDTH / (SEEN - 1));
 
 // Lines from 0 to the largest value of all `series`: [{ values, name, area }].
 function drawLines(chart, height, series, least) {
-  const most = Math.max(least, ...series.flatMap((one) => one.values)) * 1.08;
+  const peak = Math.max(...series.flatMap((one) => one.values));
+  const most = Math.max(least, peak) * 1.08;
   const y = (value) => height - (value / most) * height;
   const parts = [0.5, 1].map((share) => svg('line',
       { class: 'grid', x1: 0, x2: WIDTH, y1: height * share, y2: height * share }));
@@ -225,15 +230,16 @@ function drawLines(chart, height, series, least) {
     }
     parts.push(svg('path', { class: `line ${name}`, d: `M${line}` }));
   }
-  byId(chart).replaceChildren(...parts);
+  byId(`${chart}-chart`).replaceChildren(...parts);
+  byId(`${chart}-peak`).textContent = `peak ${number(peak)}`;
 }
 
 // The pages of each state above those of the states before.
 function drawPool(height) {
-  let floor = history.map(() => 0);
+  let floor = seen.map(() => 0);
   const parts = [];
   for (const state of STATES) {
-    const top = floor.map((value, i) => value + history[i].pages[state] / history[i].pages.total);
+    const top = floor.map((value, i) => value + seen[i].pages[state] / seen[i].pages.total);
     const points = (row) => row.map((value, i) =>
         `${xOf(i).toFixed(1)},${((1 - value) * height).toFixed(1)}`);
     parts.push(svg('path', {
@@ -309,8 +315,8 @@ function show(stats) {
   const speed = elapsed > 0 ?
       (stats.totals.generated_tokens - before.totals.generated_tokens) / elapsed : 0;
   before = stats;
-  history.push({ speed: Math.max(speed, 0), pages: stats.pages, sequences: stats.sequences });
-  if (history.length > HISTORY) history.shift();
+  seen.push({ speed: Math.max(speed, 0), pages: stats.pages, sequences: stats.sequences });
+  if (seen.length > SEEN) seen.shift();
 
   byId('tokens-per-second').textContent = number(speed);
   byId('running').textContent = number(stats.sequences.running);
@@ -318,11 +324,11 @@ function show(stats) {
   byId('waiting').textContent = number(stats.sequences.waiting);
   const { prompt_tokens: prompt, prompt_tokens_cached: cached } = stats.totals;
   byId('cached-share').textContent = prompt > 0 ? `${Math.round((100 * cached) / prompt)}%` : '–';
-  drawLines('speed-chart', 96,
-      [{ values: history.map((h) => h.speed), name: 'speed', area: true }], 10);
-  drawLines('sequences-chart', 96, [
-    { values: history.map((h) => h.sequences.running), name: 'running', area: true },
-    { values: history.map((h) => h.sequences.waiting), name: 'waiting', area: false },
+  drawLines('speed', 96,
+      [{ values: seen.map((h) => h.speed), name: 'speed', area: true }], 10);
+  drawLines('sequences', 96, [
+    { values: seen.map((h) => h.sequences.running), name: 'running', area: true },
+    { values: seen.map((h) => h.sequences.waiting), name: 'waiting', area: false },
   ], 4);
   showPool(stats.pages);
   drawPool(64);
