@@ -364,10 +364,11 @@ class AdminTest(unittest.TestCase):
         list(self.generation.Generate(request(20), metadata=bearer(self.key), timeout=PATIENCE_S))
         with self.assertRaises(grpc.RpcError):
             list(self.generation.Generate(request(20), timeout=PATIENCE_S))
+        # They are as of the last step, which may still be under way when its tokens are read.
+        eventually(lambda: self.stats().num_generated_tokens == 20)
         stats = self.stats()
         pages = stats.pages
         self.assertEqual(pages.free + pages.in_use + pages.cached + pages.pinned, pages.total)
-        self.assertEqual(stats.num_generated_tokens, 20)
         self.assertGreater(stats.num_prompt_tokens, 0)
         self.assertEqual(stats.num_connections, 1)
         self.assertEqual(stats.num_requests_refused["unknown_key"], 1)
