@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "server/metrics/measured_engine.h"
+#include "tests/scheduler/fake_clock.h"
 #include "tests/scheduler/fake_engine.h"
 
 namespace photon {
@@ -21,12 +22,6 @@ using std::chrono::milliseconds;
 using ::testing::Contains;
 using ::testing::HasSubstr;
 using ::testing::Not;
-
-class ManualClock final : public Clock {
- public:
-  TimePoint Now() const override { return now; }
-  TimePoint now;
-};
 
 // Takes whatever comes.
 class NoListener final : public SequenceListener {
@@ -49,7 +44,7 @@ class ServingMetricsTest : public ::testing::Test {
     EXPECT_THAT(lines, Contains(line));
   }
 
-  ManualClock clock_;
+  FakeClock clock_;
   ServingMetrics metrics_{"tiny", "1.2.3", FakeEngine::DefaultShape()};
 };
 
@@ -88,7 +83,7 @@ TEST_F(ServingMetricsTest, ModelNamesAreEscaped) {
 }
 
 TEST_F(ServingMetricsTest, RequestsAreMeasuredFromTheirArrival) {
-  const TimePoint arrival = clock_.now;
+  const TimePoint arrival = clock_.Now();
   SequenceMeter meter(&metrics_, arrival);
   meter.OnTokens(1, arrival + milliseconds(30));
   meter.OnTokens(4, arrival + milliseconds(38));
@@ -115,10 +110,10 @@ TEST_F(ServingMetricsTest, RequestsAreMeasuredFromTheirArrival) {
 }
 
 TEST_F(ServingMetricsTest, ARequestThatNeverRanHasAQueueTimeAlone) {
-  SequenceMeter meter(&metrics_, clock_.now);
+  SequenceMeter meter(&metrics_, clock_.Now());
   SequenceStats stats;
-  stats.submitted = clock_.now;
-  stats.finished = clock_.now + milliseconds(500);
+  stats.submitted = clock_.Now();
+  stats.finished = clock_.Now() + milliseconds(500);
   meter.OnEnd(RequestEnd::kDeadline, stats);
   ExpectSample("request_queue_time_seconds_sum", "", "0.5");
   ExpectSample("request_prefill_time_seconds_count", "", "0");
@@ -127,11 +122,11 @@ TEST_F(ServingMetricsTest, ARequestThatNeverRanHasAQueueTimeAlone) {
 }
 
 TEST_F(ServingMetricsTest, TheTimeThatAReaderTakesIsNotTheStreams) {
-  SequenceMeter meter(&metrics_, clock_.now);
-  meter.OnTokens(1, clock_.now + milliseconds(1));
+  SequenceMeter meter(&metrics_, clock_.Now());
+  meter.OnTokens(1, clock_.Now() + milliseconds(1));
   meter.OnPause();
-  meter.OnTokens(1, clock_.now + milliseconds(9000));
-  meter.OnTokens(1, clock_.now + milliseconds(9001));
+  meter.OnTokens(1, clock_.Now() + milliseconds(9000));
+  meter.OnTokens(1, clock_.Now() + milliseconds(9001));
   ExpectSample("inter_token_latency_seconds_count", "", "1");
   ExpectSample("inter_token_latency_seconds_sum", "", "0.001");
 }
@@ -139,7 +134,7 @@ TEST_F(ServingMetricsTest, TheTimeThatAReaderTakesIsNotTheStreams) {
 TEST_F(ServingMetricsTest, StepsOfTheEngineAreCountedWithTheirRows) {
   FakeEngine engine;
   engine.on_step = [this](std::span<const Row>) {
-    clock_.now += milliseconds(20);
+    clock_.Advance(milliseconds(20));
     return absl::OkStatus();
   };
   MeasuredEngine measured(&engine, &clock_, &metrics_);
