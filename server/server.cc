@@ -179,9 +179,10 @@ void Server::RunSteps() {
 }
 
 void Server::Drain() {
-  health_service_.SetServing(false);
-  if (http_server_ != nullptr) http_server_->Drain();
+  // Whoever hears that the server drains finds it draining.
   scheduler_->Drain(clock_->Now() + options_.drain_timeout);
+  if (http_server_ != nullptr) http_server_->Drain();
+  health_service_.SetServing(false);
 }
 
 absl::Status Server::Wait() {
