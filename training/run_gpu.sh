@@ -63,6 +63,10 @@ probes=(
   "recgen       | | --recgen-share 0.125"
   "no_hiergen   | | --hiergen-share 0"
   "chunks_2x4   | --chunks 2x4"
+  "chunks_4x2   | --chunks 4x2"
+  "chunks_8x2   | --chunks 8x2"
+  "chunks_8x4   | --chunks 8x4"
+  "hiergen_half | | --hiergen-share 0.5"
 )
 workers_per_gpu=3  # one trains while the others compile
 
@@ -84,14 +88,18 @@ run_probes() {
     done &
   done
   wait
-  for name in base recgen no_hiergen; do
+  # Those that change how the parallel modes read: their seams lie between level-1 units.
+  modes_of=(base recgen no_hiergen hiergen_half chunks_{2x4,4x2,8x2,8x4})
+  for name in "${modes_of[@]}"; do
     [ ! -f "$run/$name/state.pt" ] ||
       python evaluate.py --model "$run/$name/state.pt" --cache "$run/cache" --out "$run/$name.json" --rows 16 --windows 64 \
         > /dev/null &
   done
   wait
   sort "$run/log" | grep -E "ready|steps,|failed" > "$run/summary"
-  grep -E "bits|perplexity|kl_nats" "$run"/{base,recgen,no_hiergen}.json >> "$run/summary" || true
+  for name in "${modes_of[@]}"; do
+    grep -HE "bits|perplexity|kl_nats" "$run/$name.json" >> "$run/summary" || true
+  done
   cat "$run/summary"
 }
 
