@@ -13,12 +13,12 @@
 #include <string>
 #include <vector>
 
-#include "bench/cost_model.h"
 #include "bench/cpu_ceilings.h"
 #include "engine/cpu/cpu_engine.h"
 #include "engine/cuda/cuda_plugin.h"
 #include "engine/engine.h"
 #include "engine/model/checkpoint.h"
+#include "engine/model/cost_model.h"
 
 namespace photon {
 namespace {

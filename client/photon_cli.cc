@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "client/commands.h"
+#include "client/plan_command.h"
 
 namespace photon {
 namespace {
@@ -537,6 +538,9 @@ int Main(int argc, char** argv) {
   AddGenerationCommands(app, add, commands);
   AddDocumentCommands(app, add, commands);
   AddModelCommands(app, add, commands);
+  std::string command_line = "photon";
+  for (int i = 1; i < argc; ++i) command_line += std::string(" ") + argv[i];
+  const PlanCommand plan = AddPlanCommand(app, command_line);
 
   // CLI11 takes the last argument first. Underscores in an option's name read as dashes.
   std::vector<std::string> arguments(std::make_reverse_iterator(argv + argc),
@@ -548,6 +552,7 @@ int Main(int argc, char** argv) {
   }
   try {
     app.parse(std::move(arguments));
+    if (plan.app->parsed()) return plan.run({std::cout, std::cerr, {}});
     const auto chosen = std::find_if(commands.begin(), commands.end(),
                                      [](const Command& command) { return command.app->parsed(); });
     const ClientOptions client_options = connection.Options();

@@ -1,5 +1,6 @@
 """The photon command line against a server."""
 
+import functools
 import json
 import os
 import signal
@@ -150,6 +151,35 @@ class CommandLineTest(unittest.TestCase):
         text = self.photon("estimate", "--prompt-tokens", "1000", "--max-tokens", "24").stdout
         self.assertIn("1000 of prompt, 24 of output", text)
         self.assertIn("fits          now", text)
+
+    def test_a_plan_asks_no_server(self):
+        nowhere = {**self.environment, "PHOTON_SERVER": "127.0.0.1:1"}
+        plan = [programs.CLI, "plan", programs.MODEL]
+        run = functools.partial(
+            subprocess.run, capture_output=True, text=True, env=nowhere, timeout=PATIENCE_S
+        )
+        figures = json.loads(
+            run([*plan, "--card", "h100", "--output", "json"], check=True).stdout
+        )
+        self.assertIn("prefill", [bound["phase"] for bound in figures["bounds"]])
+        text = run([*plan, "--sequences", "3", "--bandwidth", "40G", "--flops", "1T"], check=True)
+        self.assertIn("3 sequences", text.stdout)
+        self.assertIn("recgen", text.stdout)
+        patch = run([*plan, "--sequences", "3", "--output", "kubernetes"], check=True).stdout
+        self.assertIn("PHOTON_KV_MEMORY", patch)
+        for arguments, code, message in (
+            (["--sequences", "0"], 1, "sequences: expected 1"),
+            (["--memory", "1MiB"], 1, "has 1048576 bytes of memory"),
+            ([], 1, "memory: needed"),
+            (["--memory", "60%"], 2, "expected bytes"),
+            (["--flops", "fast"], 2, "expected a number above 0"),
+            (["--card", "abacus"], 2, "abacus"),
+            (["--kv-memory", "0%", "--memory", "1GiB"], 2, "is not above 0%"),
+        ):
+            with self.subTest(arguments=arguments):
+                refused = run([*plan, *arguments])
+                self.assertEqual(refused.returncode, code, refused.stderr)
+                self.assertIn(message, refused.stderr)
 
     def test_ctrl_c_cancels_the_stream(self):
         process = subprocess.Popen(

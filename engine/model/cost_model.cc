@@ -1,4 +1,4 @@
-#include "bench/cost_model.h"
+#include "engine/model/cost_model.h"
 
 namespace photon {
 namespace {
@@ -31,6 +31,15 @@ struct Sum {
     return {2 * multiply_adds / meta_tokens, weights_read * element_bytes / meta_tokens};
   }
 };
+
+// Of one position, all layers.
+int64_t KvElements(const StackConfig& s) {
+  return int64_t{2} * s.num_layers * s.num_kv_heads * s.head_dim;
+}
+
+int64_t RoundUp(int64_t bytes, int alignment) {
+  return (bytes + alignment - 1) / alignment * alignment;
+}
 
 }  // namespace
 
@@ -68,13 +77,55 @@ Cost PrefillCost(const ModelConfig& config, int element_bytes) {
 double KvBytesPerToken(const ModelConfig& config, int element_bytes) {
   double bytes = 0;
   for (int i = 0; i < config.num_levels(); ++i) {
-    const StackConfig& s = config.levels[i].encoder;
-    if (config.level_grows(i)) {
-      bytes += 2.0 * s.num_layers * s.num_kv_heads * s.head_dim * element_bytes /
-               config.tokens_per_unit(i);
-    }
+    if (!config.level_grows(i)) continue;
+    bytes += static_cast<double>(KvElements(config.levels[i].encoder)) * element_bytes /
+             config.tokens_per_unit(i);
   }
   return bytes;
+}
+
+ContextCost ContextCostPerMetaContext(const ModelConfig& config, GenerationMode mode, int context,
+                                      int element_bytes) {
+  ContextCost cost;
+  const int top = config.num_levels() - 1;
+  for (int i = 0; i <= top; ++i) {
+    if (!config.level_grows(i)) continue;
+    if (i < top && mode == GenerationMode::kRecGen) continue;  // nothing is re-encoded
+    const StackConfig& s = config.levels[i].encoder;
+    const double positions = double{1} * context / config.tokens_per_unit(i);
+    const int units = config.meta_tokens() / config.tokens_per_unit(i);
+    const int sequential = mode == GenerationMode::kExact ? units : 1;
+    // Queries by keys, and weights by values.
+    cost.flops += 4.0 * s.num_layers * s.num_heads * s.head_dim * positions * units;
+    cost.kv_bytes += static_cast<double>(KvElements(s)) * element_bytes * positions * sequential;
+  }
+  return cost;
+}
+
+int64_t CachePageBytes(const ModelConfig& config, int page_tokens, int element_bytes,
+                       int alignment) {
+  int64_t bytes = 0;
+  for (int i = 0; i < config.num_levels(); ++i) {
+    if (!config.level_grows(i)) continue;
+    const int64_t positions = page_tokens / config.tokens_per_unit(i);
+    bytes = RoundUp(bytes + positions * KvElements(config.levels[i].encoder) * element_bytes,
+                    alignment);
+  }
+  const int64_t latent_bytes = int64_t{4} * config.levels.back().encoder.hidden_size;
+  return RoundUp(bytes + latent_bytes, alignment);
+}
+
+int64_t StepBytesPerRow(const ModelConfig& config, int element_bytes) {
+  int64_t kv_elements = 0;
+  for (int i = 0; i < config.num_levels(); ++i) {
+    const LevelConfig& level = config.levels[i];
+    const int groups = config.meta_tokens() / config.tokens_per_unit(i);
+    kv_elements += groups * (level.converter_width + level.chunk_size) * KvElements(level.decoder);
+    if (!config.level_grows(i)) {
+      kv_elements += config.levels[i + 1].chunk_size * KvElements(level.encoder);
+    }
+  }
+  return kv_elements * element_bytes + int64_t{4} * config.vocab_size;
 }
 
 }  // namespace photon
