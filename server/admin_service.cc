@@ -16,7 +16,7 @@ AdminService::AdminService(RequestRegistry* requests, Actions actions)
 
 grpc::ServerUnaryReactor* AdminService::Drain(grpc::CallbackServerContext* context,
                                               const v1::DrainRequest*, v1::DrainResponse*) {
-  const std::string id = EchoRequestId(context);
+  const std::string id = TakeRequestId(context);
   spdlog::info("method=Drain id={} caller={}: draining", id, CallOf(*context).caller()->name());
   actions_.drain();
   return FinishUnary(context, absl::OkStatus());
@@ -41,7 +41,7 @@ grpc::ServerUnaryReactor* AdminService::AbortRequest(grpc::CallbackServerContext
 grpc::ServerUnaryReactor* AdminService::GetStats(grpc::CallbackServerContext* context,
                                                  const v1::GetStatsRequest*,
                                                  v1::GetStatsResponse* response) {
-  EchoRequestId(context);
+  TakeRequestId(context);
   *response = actions_.stats();
   return FinishUnary(context, absl::OkStatus());
 }

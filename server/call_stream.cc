@@ -10,6 +10,7 @@
 #include "server/auth/call_guard.h"
 #include "server/byte_buffer_codec.h"
 #include "server/grpc_status.h"
+#include "server/request_id.h"
 #include "server/request_log.h"
 
 namespace photon {
@@ -76,6 +77,7 @@ CallStream* CallStream::Reject(Call call, const absl::Status& error) {
   stream->self_.reset(stream);
   stream->status_ = error;
   stream->finishing_ = true;
+  ReturnRequestId(stream->call_.context, Answer::kErrorAlone);
   stream->Finish(ToGrpcStatus(error));
   return stream;
 }
@@ -113,6 +115,7 @@ void CallStream::Advance() {
   GenerationCall::Reading reading = generation_->Next();
   if (!reading.message.has_value() && !reading.end.has_value()) return;
   if (reading.message.has_value()) {
+    if (!started_) ReturnRequestId(call_.context, Answer::kResponse);
     writing_ = true;
     started_ = true;
     written_sequence_ = reading.message->sequence;
@@ -122,7 +125,10 @@ void CallStream::Advance() {
   if (finish) {
     status_ = *reading.end;
     // Coming again helps those who were not let in.
-    if (!started_) AddRetryPushback(*call_.context, status_);
+    if (!started_) {
+      AddRetryPushback(*call_.context, status_);
+      ReturnRequestId(call_.context, Answer::kErrorAlone);
+    }
   }
   const grpc::Status status = ToGrpcStatus(status_);
   // gRPC may call back from inside.

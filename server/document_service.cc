@@ -28,7 +28,7 @@ DocumentService::DocumentService(const ModelFacts* model, const CallEnvironment&
 
 grpc::ServerReadReactor<grpc::ByteBuffer>* DocumentService::CreateDocument(
     grpc::CallbackServerContext* context, grpc::ByteBuffer* response) {
-  return DocumentUpload::Start(context, EchoRequestId(context), uploads_, response);
+  return DocumentUpload::Start(context, TakeRequestId(context), uploads_, response);
 }
 
 grpc::ServerUnaryReactor* DocumentService::GetDocument(grpc::CallbackServerContext* context,
@@ -91,7 +91,7 @@ grpc::ServerUnaryReactor* DocumentService::DeleteDocument(grpc::CallbackServerCo
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* DocumentService::Ask(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* buffer) {
-  CallStream::Call call = {context, "Ask", EchoRequestId(context)};
+  CallStream::Call call = {context, "Ask", TakeRequestId(context)};
   v1::AskRequest request;
   if (absl::Status status = ParseMessage(*buffer, &request); !status.ok()) {
     return CallStream::Reject(std::move(call), status);

@@ -12,6 +12,7 @@
 #include "server/call_stream.h"
 #include "server/generation_request.h"
 #include "server/grpc_status.h"
+#include "server/request_id.h"
 #include "server/tenant.h"
 
 namespace photon {
@@ -256,6 +257,7 @@ void DocumentUpload::End(const absl::Status& status, std::unique_lock<std::mutex
   status_ = status;
   place_.reset();  // before the client knows: it may come again at once
   lock.unlock();
+  ReturnRequestId(context_, status.ok() ? Answer::kResponse : Answer::kErrorAlone);
   Finish(ToGrpcStatus(status));
 }
 

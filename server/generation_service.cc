@@ -16,7 +16,7 @@ GenerationService::GenerationService(const ModelFacts* model, const CallEnvironm
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Generate(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* buffer) {
-  CallStream::Call call = {context, "Generate", EchoRequestId(context)};
+  CallStream::Call call = {context, "Generate", TakeRequestId(context)};
   v1::GenerateRequest request;
   if (absl::Status status = ParseMessage(*buffer, &request); !status.ok()) {
     return CallStream::Reject(std::move(call), status);
@@ -30,7 +30,7 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Generate(
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::GenerateBatch(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* buffer) {
-  CallStream::Call call = {context, "GenerateBatch", EchoRequestId(context)};
+  CallStream::Call call = {context, "GenerateBatch", TakeRequestId(context)};
   v1::GenerateBatchRequest request;
   if (absl::Status status = ParseMessage(*buffer, &request); !status.ok()) {
     return CallStream::Reject(std::move(call), status);

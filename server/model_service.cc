@@ -114,7 +114,7 @@ ModelService::ModelService(const ModelFacts* model, const Scheduler* scheduler)
 grpc::ServerUnaryReactor* ModelService::GetModelInfo(grpc::CallbackServerContext* context,
                                                      const v1::GetModelInfoRequest*,
                                                      v1::GetModelInfoResponse* response) {
-  EchoRequestId(context);
+  TakeRequestId(context);
   *response = MakeModelInfo(*model_);
   return FinishUnary(context, absl::OkStatus());
 }
@@ -137,7 +137,7 @@ grpc::ServerUnaryReactor* ModelService::Tokenize(grpc::CallbackServerContext* co
 grpc::ServerUnaryReactor* ModelService::Detokenize(grpc::CallbackServerContext* context,
                                                    const v1::DetokenizeRequest* request,
                                                    v1::DetokenizeResponse* response) {
-  EchoRequestId(context);
+  TakeRequestId(context);
   const int vocab_size = model_->shape.vocab_size;
   for (int i = 0; i < request->token_ids_size(); ++i) {
     const TokenId id = request->token_ids(i);

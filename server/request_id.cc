@@ -27,16 +27,25 @@ std::string RequestIdOr(std::optional<std::string_view> sent) {
   return absl::StrCat(absl::Hex(RandomBits(), absl::kZeroPad16));
 }
 
-std::string EchoRequestId(grpc::CallbackServerContext* context) {
+std::string TakeRequestId(grpc::CallbackServerContext* context) {
   std::optional<std::string_view> sent;
   const auto found = context->client_metadata().find(kKey);
   if (found != context->client_metadata().end()) {
     sent.emplace(found->second.data(), found->second.size());
   }
   std::string id = RequestIdOr(sent);
-  context->AddInitialMetadata(kKey, id);
   CallOf(*context).SetRequestId(id);
   return id;
+}
+
+void ReturnRequestId(grpc::CallbackServerContext* context, Answer answer) {
+  const std::string& id = CallOf(*context).request_id();
+  if (id.empty()) return;
+  if (answer == Answer::kResponse) {
+    context->AddInitialMetadata(kKey, id);
+  } else {
+    context->AddTrailingMetadata(kKey, id);
+  }
 }
 
 }  // namespace photon

@@ -15,6 +15,7 @@ namespace photon {
 
 inline grpc::ServerUnaryReactor* FinishUnary(grpc::CallbackServerContext* context,
                                              const absl::Status& status) {
+  ReturnRequestId(context, status.ok() ? Answer::kResponse : Answer::kErrorAlone);
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   reactor->Finish(ToGrpcStatus(status));
   return reactor;
@@ -25,7 +26,7 @@ template <typename Request, typename Handle>
 grpc::ServerUnaryReactor* AnswerUnary(grpc::CallbackServerContext* context,
                                       const grpc::ByteBuffer& request_buffer,
                                       grpc::ByteBuffer& response_buffer, const Handle& handle) {
-  EchoRequestId(context);
+  TakeRequestId(context);
   Request request;
   if (absl::Status status = ParseMessage(request_buffer, &request); !status.ok()) {
     return FinishUnary(context, status);

@@ -149,6 +149,7 @@ const CallContext& CallOf(const grpc::CallbackServerContext& context) {
 }
 
 void CallContext::SetRequestId(const std::string& id) {
+  request_id_ = id;
   if (registry_ == nullptr) return;
   // gRPC's objects around a call end before it does.
   grpc_call_ref(c_call());

@@ -32,6 +32,8 @@ class CallContext final : public grpc::CallbackServerContext {
  public:
   // From now on the call can be aborted under this id.
   void SetRequestId(const std::string& id);
+  // Empty before that.
+  const std::string& request_id() const { return request_id_; }
 
   const std::shared_ptr<const Caller>& caller() const { return caller_; }
 
@@ -40,6 +42,7 @@ class CallContext final : public grpc::CallbackServerContext {
 
   std::shared_ptr<const Caller> caller_;
   RequestRegistry* registry_ = nullptr;
+  std::string request_id_;
   std::unique_ptr<RequestRegistry::Entry> entry_;
 };
 

@@ -57,6 +57,25 @@ class ErrorDetailsTest(unittest.TestCase):
         bad = error_details_pb2.BadRequest.FromString(details["google.rpc.BadRequest"])
         self.assertEqual(bad.field_violations[0].field, "token_ids[0]")
 
+    def test_an_error_that_comes_alone_is_a_whole_answer(self):
+        # Proxies and gRPC's own retries try a call elsewhere only if nothing came before its error.
+        request = generation_pb2.GenerateRequest()
+        request.parameters.max_tokens = 10**6
+        metadata = [("x-request-id", "story-1")]
+        refused = (
+            lambda: list(self.generation.Generate(request, metadata=metadata, timeout=PATIENCE_S)),
+            lambda: self.models.Detokenize(
+                model_pb2.DetokenizeRequest(token_ids=[-1]), metadata=metadata, timeout=PATIENCE_S
+            ),
+        )
+        for call in refused:
+            with self.assertRaises(grpc.RpcError) as caught:
+                call()
+            self.assertEqual(list(caught.exception.initial_metadata()), [])
+            self.assertEqual(
+                dict(caught.exception.trailing_metadata())["x-request-id"], "story-1"
+            )
+
     def test_who_finds_the_queue_full_learns_when_to_come_again(self):
         request = generation_pb2.GenerateRequest()
         request.parameters.max_tokens = 1000
