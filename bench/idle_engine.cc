@@ -22,9 +22,9 @@ absl::Status IdleEngine::Step(std::span<const PageCopy> /*copies*/, std::span<co
     for (size_t r = 0; r < rows.size(); ++r) {
       const int forced = static_cast<int>(rows[r].input.size()) % shape_.meta_tokens;
       if (!rows[r].decode || slot < forced || is_done_[r]) continue;
-      const SampledToken token = {.token = static_cast<TokenId>((r * 31 + slot * 7 + 3) %
-                                                                shape_.vocab_size),
-                                  .logprob = -1};
+      const SampledToken token = {
+          .token = static_cast<TokenId>((r * 31 + slot * 7 + 3) % shape_.vocab_size),
+          .logprob = -1};
       is_done_[r] = !sink.OnTokens(static_cast<int>(r), {&token, 1});
     }
   }

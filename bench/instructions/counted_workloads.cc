@@ -94,11 +94,12 @@ struct StepWork {
 
 void CountStep(const StepWork& work, const std::string& model) {
   const auto checkpoint = Value(Checkpoint::Load(model));
-  const auto engine = Value(CreateCpuEngine(*checkpoint, {.threads = 1,
-                                                          .kv_memory = MemoryBudget::Bytes(16 << 20),
-                                                          .page_tokens = kContext,
-                                                          .max_rows = work.rows,
-                                                          .isa = Isa::kAvx2}));
+  const auto engine =
+      Value(CreateCpuEngine(*checkpoint, {.threads = 1,
+                                          .kv_memory = MemoryBudget::Bytes(16 << 20),
+                                          .page_tokens = kContext,
+                                          .max_rows = work.rows,
+                                          .isa = Isa::kAvx2}));
   std::vector<TokenId> prompt(kContext);
   for (int i = 0; i < kContext; ++i) prompt[i] = (i * 7919 + 3) % engine->shape().vocab_size;
   const PageId prompt_page{0};
@@ -197,6 +198,7 @@ int main(int argc, char** argv) {
     workload.run(argv[2]);
     return 0;
   }
-  std::fprintf(stderr, "usage: photon-counted-workloads --list | --write-model FOLDER | WORKLOAD FOLDER\n");
+  std::fprintf(stderr,
+               "usage: photon-counted-workloads --list | --write-model FOLDER | WORKLOAD FOLDER\n");
   return 2;
 }
