@@ -219,9 +219,11 @@ absl::StatusOr<std::unique_ptr<Engine>> MakeEngine(const Flags& flags,
   const bool is_bf16 = flags.compute == "bf16";
   if (flags.device == "cuda") {
     using Compute = CudaEngineOptions::Compute;
-    return OpenCudaEngine(checkpoint, {.compute = is_bf16 ? Compute::kBF16 : Compute::kF32,
-                                       .max_rows = max_rows,
-                                       .use_graphs = flags.use_graphs});
+    const absl::StatusOr<CudaPlugin> plugin = CudaPlugin::Open("");
+    if (!plugin.ok()) return plugin.status();
+    return plugin->CreateEngine(checkpoint, {.compute = is_bf16 ? Compute::kBF16 : Compute::kF32,
+                                             .max_rows = max_rows,
+                                             .use_graphs = flags.use_graphs});
   }
   using Compute = CpuEngineOptions::Compute;
   return CreateCpuEngine(checkpoint, {.compute = is_bf16 ? Compute::kBF16 : Compute::kF32,

@@ -24,9 +24,10 @@ if(PHOTON_CUDA)
   if(PHOTON_WERROR)
     add_compile_options("$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Werror all-warnings>")
   endif()
-  # The engine is a module; the libraries in it are linked into programs too.
-  set(CMAKE_POSITION_INDEPENDENT_CODE ON)
 endif()
+# The CUDA engine is a module, and so is what stands in for it in tests; the libraries in them are
+# linked into programs too.
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
 
 if(PHOTON_SANITIZER STREQUAL "address")
   set(sanitize -fsanitize=address,undefined -fno-sanitize-recover=all)

@@ -28,6 +28,8 @@ class MemoryBudget {
   int64_t Resolve(int64_t free_bytes) const {
     return is_share() ? static_cast<int64_t>(share_ * static_cast<double>(free_bytes)) : bytes_;
   }
+  // An equal part of it for each of `parts`, at least 1.
+  MemoryBudget DividedBy(int parts) const { return MemoryBudget(bytes_ / parts, share_ / parts); }
   // "536870912 bytes" or "60% of what is free".
   std::string ToString() const;
 

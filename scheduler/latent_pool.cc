@@ -126,12 +126,10 @@ void LatentPool::Close(PageTable& table) {
   table = PageTable();
 }
 
-PinId LatentPool::Pin(const PageTable& table) {
-  const PinId pin{next_pin_++};
+void LatentPool::Pin(PinId pin, const PageTable& table) {
   PrefixIndex::Node* node = table.nodes.empty() ? nullptr : table.nodes.back();
   if (node != nullptr) index_.Pin(node);
   pins_.emplace(pin, node);
-  return pin;
 }
 
 void LatentPool::Unpin(PinId pin) {

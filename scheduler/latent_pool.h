@@ -72,8 +72,8 @@ class LatentPool {
   // needed.
   void Close(PageTable& table);
 
-  // Keeps the shared pages of `table` until Unpin.
-  PinId Pin(const PageTable& table);
+  // Keeps the shared pages of `table` until Unpin(pin). `pin` is new.
+  void Pin(PinId pin, const PageTable& table);
   // Unknown pins are ignored.
   void Unpin(PinId pin);
 
@@ -104,7 +104,6 @@ class LatentPool {
   int reserved_ = 0;                          // over all tables
   int num_private_ = 0;                       // pages of tables that are not in the index
   std::map<PinId, PrefixIndex::Node*> pins_;  // null: nothing was there to keep
-  int64_t next_pin_ = 1;
 };
 
 }  // namespace photon

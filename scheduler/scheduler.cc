@@ -19,45 +19,70 @@ absl::Status Invalid(const Parts&... parts) {
   return absl::InvalidArgumentError(absl::StrCat(parts...));
 }
 
+// What engines that hold the same model must agree in, and do not.
+std::vector<std::string> Differences(const EngineShape& first, const EngineShape& other) {
+  std::vector<std::string> differences;
+  const auto compare = [&](const char* name, int64_t a, int64_t b) {
+    if (a == b) return;
+    differences.push_back(
+        absl::StrCat(name, ": ", first.device, " has ", a, ", ", other.device, " has ", b));
+  };
+  compare("vocab_size", first.vocab_size, other.vocab_size);
+  compare("meta_tokens", first.meta_tokens, other.meta_tokens);
+  compare("max_context", first.max_context, other.max_context);
+  compare("page_tokens", first.page_tokens, other.page_tokens);
+  compare("max_rows", first.max_rows, other.max_rows);
+  compare("max_prefill_tokens", first.max_prefill_tokens, other.max_prefill_tokens);
+  if (first.modes != other.modes) {
+    differences.push_back(absl::StrCat("modes: ", first.device, " and ", other.device, " differ"));
+  }
+  return differences;
+}
+
 }  // namespace
 
 int MaxSequenceTokens(const EngineShape& shape) {
   return shape.max_context / shape.meta_tokens * shape.meta_tokens;
 }
 
-// On the engine's thread: decides where a row's output ends, and passes its tokens on.
-class Scheduler::StepSink : public TokenSink {
- public:
-  explicit StepSink(Scheduler* scheduler) : scheduler_(scheduler) {}
+DeviceStats& DeviceStats::operator+=(const DeviceStats& other) {
+  num_running += other.num_running;
+  num_paused += other.num_paused;
+  pages_free += other.pages_free;
+  pages_in_use += other.pages_in_use;
+  pages_cached += other.pages_cached;
+  pages_pinned += other.pages_pinned;
+  num_pages += other.num_pages;
+  num_pins += other.num_pins;
+  return *this;
+}
 
-  bool OnTokens(int row, std::span<const SampledToken> tokens) override {
-    Sequence& sequence = *scheduler_->step_.sequences[row];
-    if (sequence.exhausted || sequence.stop) return false;
-    if (tokens.empty()) return true;
+bool Scheduler::StepSink::OnTokens(int row, std::span<const SampledToken> tokens) {
+  Sequence& sequence = *device_->step.sequences[row];
+  if (sequence.exhausted || sequence.stop) return false;
+  if (tokens.empty()) return true;
 
-    const SequenceRequest& request = sequence.request;
-    const int generated = sequence.num_generated() + static_cast<int>(sequence.sampled.size());
-    const size_t room = request.max_tokens - generated;
-    tokens = tokens.first(std::min(tokens.size(), room));
-    const auto stop = std::find_if(tokens.begin(), tokens.end(), [&](const SampledToken& token) {
-      return std::find(request.stop_tokens.begin(), request.stop_tokens.end(), token.token) !=
-             request.stop_tokens.end();
-    });
-    sequence.exhausted = stop != tokens.end() || tokens.size() == room;
-    if (stop != tokens.end()) tokens = tokens.first(stop - tokens.begin() + 1);
-    for (const SampledToken& token : tokens) sequence.sampled.push_back(token.token);
-    scheduler_->step_thread_.Publish(row, tokens, sequence.exhausted);
-    return !sequence.exhausted;
-  }
+  const SequenceRequest& request = sequence.request;
+  const int generated = sequence.num_generated() + static_cast<int>(sequence.sampled.size());
+  const size_t room = request.max_tokens - generated;
+  tokens = tokens.first(std::min(tokens.size(), room));
+  const auto stop = std::find_if(tokens.begin(), tokens.end(), [&](const SampledToken& token) {
+    return std::find(request.stop_tokens.begin(), request.stop_tokens.end(), token.token) !=
+           request.stop_tokens.end();
+  });
+  sequence.exhausted = stop != tokens.end() || tokens.size() == room;
+  if (stop != tokens.end()) tokens = tokens.first(stop - tokens.begin() + 1);
+  for (const SampledToken& token : tokens) sequence.sampled.push_back(token.token);
+  device_->thread.Publish(row, tokens, sequence.exhausted);
+  return !sequence.exhausted;
+}
 
- private:
-  Scheduler* const scheduler_;
-};
-
-absl::StatusOr<std::unique_ptr<Scheduler>> Scheduler::Create(Engine* engine, const Clock* clock,
+absl::StatusOr<std::unique_ptr<Scheduler>> Scheduler::Create(std::span<Engine* const> engines,
+                                                             const Clock* clock,
                                                              const SchedulerOptions& options) {
-  const EngineShape& shape = engine->shape();
   std::vector<std::string> problems;
+  if (engines.empty()) return absl::InvalidArgumentError("engines: expected at least 1, got 0");
+  const EngineShape& shape = engines.front()->shape();
   const auto at_least = [&](const char* name, int64_t minimum, int64_t value) {
     if (value >= minimum) return;
     problems.push_back(absl::StrCat(name, ": expected at least ", minimum, ", got ", value));
@@ -79,25 +104,40 @@ absl::StatusOr<std::unique_ptr<Scheduler>> Scheduler::Create(Engine* engine, con
     at_least("max_context", shape.meta_tokens, shape.max_context);
     at_least("max_prefill_tokens", shape.meta_tokens, shape.max_prefill_tokens);
   }
-  at_least("num_pages", 1, shape.num_pages);
   at_least("max_rows", 1, shape.max_rows);
+  for (const Engine* engine : engines) {
+    at_least("num_pages", 1, engine->shape().num_pages);
+    for (std::string& problem : Differences(shape, engine->shape())) {
+      problems.push_back(std::move(problem));
+    }
+  }
   if (!problems.empty()) return absl::InvalidArgumentError(absl::StrJoin(problems, "; "));
-  return std::unique_ptr<Scheduler>(new Scheduler(engine, clock, options));
+  return std::unique_ptr<Scheduler>(new Scheduler(engines, clock, options));
 }
 
-Scheduler::Scheduler(Engine* engine, const Clock* clock, const SchedulerOptions& options)
-    : engine_(engine),
-      clock_(clock),
+Scheduler::Scheduler(std::span<Engine* const> engines, const Clock* clock,
+                     const SchedulerOptions& options)
+    : clock_(clock),
       options_(options),
-      shape_(engine->shape()),
-      max_pinned_pages_(
-          static_cast<int>(int64_t{shape_.num_pages} * options.max_pinned_percent / 100)),
-      pool_(shape_),
-      step_thread_(engine, clock) {
+      shape_(engines.front()->shape()),
+      pinned_pages_(engines.size()) {
+  for (Engine* engine : engines) {
+    shape_.num_pages = std::max(shape_.num_pages, engine->shape().num_pages);
+    devices_.push_back(std::make_unique<Device>(static_cast<int>(devices_.size()), engine, clock,
+                                                &signal_, options.max_pinned_percent));
+  }
+  load_.devices.resize(devices_.size());
+  counters_.devices.resize(devices_.size());
   PublishStats();
 }
 
 Scheduler::~Scheduler() {
+  // Steps use their sequences until they end.
+  for (const auto& device : devices_) {
+    if (!device->computing) continue;
+    while (!Follow(*device).has_value()) signal_.Wait();
+    for (Sequence* sequence : device->step.sequences) sequence->in_step = false;
+  }
   TakeInbox();
   DeliverLeftOver();
   EndEverything(SequenceEnd::kCancelled);
@@ -125,8 +165,8 @@ absl::Status Scheduler::CheckFits(const SequenceRequest& request) const {
   const int needed = PagesNeeded(shape_, static_cast<int>(prompt) + request.max_tokens);
   if (needed > shape_.num_pages) {
     return Invalid("max_tokens: a prompt of ", prompt, " tokens and an output of ",
-                   request.max_tokens, " need ", needed, " cache pages; the server has ",
-                   shape_.num_pages);
+                   request.max_tokens, " need ", needed, " cache pages; ",
+                   devices_.size() == 1 ? "the server" : "a device", " has ", shape_.num_pages);
   }
   for (size_t i = 0; i < request.prompt.size(); ++i) {
     if (request.prompt[i] < 0 || request.prompt[i] >= shape_.vocab_size) {
@@ -152,7 +192,6 @@ absl::StatusOr<SequenceId> Scheduler::Submit(SequenceRequest request,
 absl::StatusOr<std::vector<SequenceId>> Scheduler::SubmitAll(std::vector<Submission> submissions) {
   const TimePoint now = clock_->Now();
   std::vector<std::unique_ptr<Sequence>> sequences;
-  int pinned_pages = 0;
   for (Submission& submission : submissions) {
     if (absl::Status status = CheckFits(submission.request); !status.ok()) return status;
     if (now >= submission.request.deadline) {
@@ -164,7 +203,6 @@ absl::StatusOr<std::vector<SequenceId>> Scheduler::SubmitAll(std::vector<Submiss
     sequence->listener = std::move(submission.listener);
     sequence->stats.prompt_tokens = sequence->num_tokens();
     sequence->stats.submitted = now;
-    if (sequence->is_pin()) pinned_pages += PagesNeeded(shape_, sequence->num_tokens());
     sequences.push_back(std::move(sequence));
   }
   const int count = static_cast<int>(sequences.size());
@@ -173,6 +211,7 @@ absl::StatusOr<std::vector<SequenceId>> Scheduler::SubmitAll(std::vector<Submiss
   }
 
   std::vector<SequenceId> ids;
+  bool is_awaited = false;
   {
     std::lock_guard lock(mutex_);
     if (failed_) return absl::UnavailableError("the engine has failed");
@@ -183,28 +222,48 @@ absl::StatusOr<std::vector<SequenceId>> Scheduler::SubmitAll(std::vector<Submiss
       return absl::ResourceExhaustedError(
           absl::StrCat("the queue is full: ", num_queued, " requests are waiting"));
     }
-    if (pinned_pages > 0 && pinned_pages_ + pinned_pages > max_pinned_pages_) {
-      return absl::ResourceExhaustedError(absl::StrCat("pins may hold ", max_pinned_pages_,
-                                                       " cache pages and hold ", pinned_pages_,
-                                                       "; this one needs ", pinned_pages));
+    std::vector<int> pinned_pages = pinned_pages_;
+    for (const std::unique_ptr<Sequence>& sequence : sequences) {
+      if (!sequence->is_pin()) continue;
+      // Spread over the devices; where one fits is known now, not when its turn comes.
+      Device& device =
+          **std::min_element(devices_.begin(), devices_.end(), [&](const auto& a, const auto& b) {
+            return pinned_pages[a->index] - a->max_pinned_pages <
+                   pinned_pages[b->index] - b->max_pinned_pages;
+          });
+      const int needed = PagesNeeded(shape_, sequence->num_tokens());
+      int& pinned = pinned_pages[device.index];
+      if (pinned + needed > device.max_pinned_pages) {
+        return absl::ResourceExhaustedError(
+            absl::StrCat("pins may hold ", device.max_pinned_pages, " cache pages",
+                         devices_.size() == 1 ? "" : " of a device", " and hold ", pinned,
+                         devices_.size() == 1 ? "" : " at least", "; this one needs ", needed));
+      }
+      pinned += needed;
+      sequence->device = &device;
     }
-    pinned_pages_ += pinned_pages;
+    pinned_pages_ = std::move(pinned_pages);
     for (std::unique_ptr<Sequence>& sequence : sequences) {
       sequence->id = SequenceId{next_id_++};
       ids.push_back(sequence->id);
       arrivals_.push_back(std::move(sequence));
     }
+    is_awaited = watches_inbox_;
   }
   inbox_changed_.notify_one();
+  if (is_awaited) signal_.Raise();
   return ids;
 }
 
 void Scheduler::Send(const Command& command) {
+  bool is_awaited = false;
   {
     std::lock_guard lock(mutex_);
     commands_.push_back(command);
+    is_awaited = watches_inbox_;
   }
   inbox_changed_.notify_one();
+  if (is_awaited) signal_.Raise();
 }
 
 void Scheduler::Cancel(SequenceId id) {
@@ -244,12 +303,16 @@ CostEstimate Scheduler::Estimate(int prompt_tokens, int max_tokens) const {
   estimate.fits = estimate.pages <= shape_.num_pages;
 
   std::lock_guard lock(mutex_);
-  const bool has_room = load_.free_rows > 0 && estimate.pages <= load_.available_pages;
+  const bool has_room =
+      std::any_of(load_.devices.begin(), load_.devices.end(), [&](const Load::OfDevice& device) {
+        return device.free_rows > 0 && estimate.pages <= device.available_pages;
+      });
   estimate.fits_now = estimate.fits && has_room && load_.waiting_cost == 0;
   if (estimate.fits_now) return estimate;
   const Duration step_time = published_.recent_step_time;
   if (load_.step_cost > 0) {
-    estimate.expected_wait += step_time * load_.waiting_cost / load_.step_cost;
+    estimate.expected_wait +=
+        step_time * load_.waiting_cost / (load_.step_cost * static_cast<int64_t>(devices_.size()));
   }
   if (!has_room) estimate.expected_wait += step_time * load_.steps_to_next_end;
   return estimate;
@@ -290,52 +353,98 @@ absl::Status Scheduler::RunStep() {
   RemoveEnded();
   const size_t num_ended = ended_.size();
   const int64_t num_preempted = counters_.preemptions;
-  Admit(/*between_steps=*/true);
+  Admit();
   // What was cached already ends there, and must not be preempted.
   RemoveEnded();
-  PlanStep(now);
-  if (step_.rows.empty()) {
+  size_t num_computing = 0;
+  for (const auto& device : devices_) {
+    if (!device->computing) StartStep(*device, now);
+    if (device->computing) ++num_computing;
+  }
+  if (num_computing == 0) {
     DeliverLeftOver();
     RemoveEnded();
     // What made room only after the admissions calls for another round of them.
     idle_ = ended_.size() == num_ended && counters_.preemptions == num_preempted;
     ended_.clear();
-    last_step_end_.reset();
     PublishStats();
     return absl::OkStatus();
   }
   idle_ = false;
-  counters_.page_copies += static_cast<int64_t>(step_.copies.size());
 
-  StepSink sink(this);
-  step_thread_.Start(step_.copies, step_.rows, &sink);
-  // While the engine computes: the step before is written out, the next one prepared.
+  // While the engines compute: the steps before are written out, the next ones prepared.
   PublishStats();
   DeliverLeftOver();
-  ended_.clear();
-  TakeInbox();
-  EndOverdue(clock_->Now());
-  Admit(/*between_steps=*/false);
-  TokenBatch batch;
-  std::optional<StepResult> result;
-  while (!(result = step_thread_.Wait(batch)).has_value()) Deliver(batch, step_.sequences);
-  std::swap(left_over_, batch);
-  left_over_sequences_ = step_.sequences;
-
-  absl::Status status = result->status;
-  if (status.ok()) status = Commit(*result);
-  if (!status.ok()) {
-    {
-      std::lock_guard lock(mutex_);
-      failed_ = true;
-    }
-    for (Sequence* sequence : step_.sequences) sequence->in_step = false;
-    DeliverLeftOver();
+  if (num_computing == devices_.size()) {
+    ended_.clear();
     TakeInbox();
-    EndEverything(SequenceEnd::kEngineFailed);
+    EndOverdue(clock_->Now());
+    Admit();
+    return AwaitStep(/*watch_inbox=*/false);
+  }
+  // An engine stands still: what comes, or finds room now, calls for another round.
+  RemoveEnded();
+  const bool made_room = ended_.size() != num_ended || counters_.preemptions != num_preempted;
+  ended_.clear();
+  if (made_room && num_waiting_ > 0) return absl::OkStatus();
+  return AwaitStep(/*watch_inbox=*/true);
+}
+
+// Delivers what the steps publish until one of them has ended, or the inbox has something.
+absl::Status Scheduler::AwaitStep(bool watch_inbox) {
+  const auto has_news = [&] {
+    if (!watch_inbox) return false;
+    std::lock_guard lock(mutex_);
+    watches_inbox_ = arrivals_.empty() && commands_.empty();
+    return !watches_inbox_;
+  };
+  absl::Status status;
+  for (bool has_ended = false; !has_ended && status.ok() && !has_news();) {
+    signal_.Wait();
+    for (const auto& device : devices_) {
+      const std::optional<StepResult> result = Follow(*device);
+      if (!result.has_value()) continue;
+      has_ended = true;
+      status.Update(EndStep(*device, *result));
+    }
+  }
+  if (watch_inbox) {
+    std::lock_guard lock(mutex_);
+    watches_inbox_ = false;
   }
   PublishStats();
   return status;
+}
+
+// Delivers what a device's step has published, but for what it published last: that is left over
+// when the step's result is returned.
+std::optional<StepResult> Scheduler::Follow(Device& device) {
+  if (!device.computing) return std::nullopt;
+  std::optional<StepResult> result = device.thread.Take(batch_);
+  if (!result.has_value()) {
+    Deliver(batch_, device.step.sequences);
+    return std::nullopt;
+  }
+  device.computing = false;
+  std::swap(device.left_over, batch_);
+  device.left_over_sequences = device.step.sequences;
+  return result;
+}
+
+absl::Status Scheduler::EndStep(Device& device, const StepResult& result) {
+  absl::Status status = result.status;
+  if (status.ok()) status = Commit(device, result);
+  if (status.ok()) return status;
+  {
+    std::lock_guard lock(mutex_);
+    failed_ = true;
+  }
+  for (Sequence* sequence : device.step.sequences) sequence->in_step = false;
+  DeliverLeftOver();
+  TakeInbox();
+  EndEverything(SequenceEnd::kEngineFailed);
+  if (devices_.size() == 1) return status;
+  return absl::Status(status.code(), absl::StrCat(device.shape.device, ": ", status.message()));
 }
 
 void Scheduler::TakeInbox() {
@@ -448,9 +557,17 @@ bool Scheduler::CanAnswer(const Sequence& sequence, TimePoint now) const {
   if (now + step_time * StepsToFirstToken(sequence.num_tokens()) <= sequence.request.deadline) {
     return true;
   }
-  const int cached = pool_.CountCached(sequence.request.tenant, sequence.tokens);
-  return now + step_time * StepsToFirstToken(sequence.num_tokens() - cached) <=
+  return now + step_time * StepsToFirstToken(sequence.num_tokens() - CountCached(sequence)) <=
          sequence.request.deadline;
+}
+
+// Where most of it is.
+int Scheduler::CountCached(const Sequence& sequence) const {
+  int cached = 0;
+  for (const auto& device : devices_) {
+    cached = std::max(cached, device->pool.CountCached(sequence.request.tenant, sequence.tokens));
+  }
+  return cached;
 }
 
 void Scheduler::Deliver(const TokenBatch& batch, const std::vector<Sequence*>& sequences) {
@@ -493,9 +610,11 @@ void Scheduler::Flush() {
 }
 
 void Scheduler::DeliverLeftOver() {
-  Deliver(left_over_, left_over_sequences_);
-  left_over_.Clear();
-  left_over_sequences_.clear();
+  for (const auto& device : devices_) {
+    Deliver(device->left_over, device->left_over_sequences);
+    device->left_over.Clear();
+    device->left_over_sequences.clear();
+  }
 }
 
 // The listener hears the end; the scheduler lets go of the sequence when the engine has.
@@ -512,7 +631,7 @@ void Scheduler::End(Sequence& sequence, SequenceEnd end) {
   if (!sequence.end.has_value() && !sequence.leaving) {
     if (sequence.is_pin()) {
       std::lock_guard lock(mutex_);
-      pinned_pages_ -= PagesNeeded(shape_, sequence.stats.prompt_tokens);
+      pinned_pages_[sequence.device->index] -= PagesNeeded(shape_, sequence.stats.prompt_tokens);
     }
     Finish(sequence, end);
   }
@@ -545,41 +664,44 @@ void Scheduler::RemoveEnded() {
   const auto is_done = [](const std::unique_ptr<Sequence>& sequence) {
     return !sequence->in_step && (sequence->end.has_value() || sequence->leaving);
   };
-  for (std::unique_ptr<Sequence>& sequence : running_) {
-    if (!is_done(sequence)) continue;
-    pool_.Close(sequence->table);
-    Unlist(*sequence);
-    ended_.push_back(std::move(sequence));
+  for (const auto& device : devices_) {
+    for (std::unique_ptr<Sequence>& sequence : device->running) {
+      if (!is_done(sequence)) continue;
+      device->pool.Close(sequence->table);
+      Unlist(*sequence);
+      ended_.push_back(std::move(sequence));
+    }
+    std::erase(device->running, nullptr);
   }
-  std::erase(running_, nullptr);
 }
 
 void Scheduler::RemovePin(PinId pin) {
   const auto found = pins_.find(pin);
   {
     std::lock_guard lock(mutex_);
-    pinned_pages_ -= found->second.pages;
+    pinned_pages_[found->second.device->index] -= found->second.pages;
   }
-  pool_.Unpin(pin);
+  found->second.device->pool.Unpin(pin);
   pins_.erase(found);
 }
 
-absl::Status Scheduler::Commit(const StepResult& result) {
+absl::Status Scheduler::Commit(Device& device, const StepResult& result) {
+  const Step& step = device.step;
   const int meta = shape_.meta_tokens;
   const Duration time = result.end - result.begin;
   last_step_times_[counters_.steps % last_step_times_.size()] = time;
   const bool is_first = counters_.steps == 0;
   counters_.recent_step_time = is_first ? time : (7 * counters_.recent_step_time + time) / 8;
-  recent_step_cost_ = is_first ? step_.cost : (7 * recent_step_cost_ + step_.cost) / 8;
+  recent_step_cost_ = is_first ? step.cost : (7 * recent_step_cost_ + step.cost) / 8;
   counters_.step_time += time;
-  if (last_step_end_.has_value()) counters_.host_time += result.begin - *last_step_end_;
-  last_step_end_ = result.end;
+  if (device.last_step_end.has_value()) counters_.host_time += result.begin - *device.last_step_end;
+  device.last_step_end = result.end;
   ++counters_.steps;
-  counters_.step_rows += static_cast<int64_t>(step_.rows.size());
+  counters_.step_rows += static_cast<int64_t>(step.rows.size());
 
-  for (size_t i = 0; i < step_.rows.size(); ++i) {
-    Sequence& sequence = *step_.sequences[i];
-    const Row& row = step_.rows[i];
+  for (size_t i = 0; i < step.rows.size(); ++i) {
+    Sequence& sequence = *step.sequences[i];
+    const Row& row = step.rows[i];
     sequence.in_step = false;
     const int input_end = row.cached_tokens + static_cast<int>(row.input.size());
     const int boundary = (input_end / meta + 1) * meta;  // that a row that decodes goes to
@@ -597,7 +719,7 @@ absl::Status Scheduler::Commit(const StepResult& result) {
                                                 sequence.num_tokens(), ", expected ", boundary));
       }
     }
-    pool_.Commit(sequence.table, sequence.tokens, cached_end, sequence.shareable_tokens);
+    device.pool.Commit(sequence.table, sequence.tokens, cached_end, sequence.shareable_tokens);
     if (sequence.is_pin()) CommitPin(sequence);
   }
   RemoveEnded();
@@ -609,9 +731,11 @@ void Scheduler::CommitPin(Sequence& sequence) {
   const int meta = shape_.meta_tokens;
   if (sequence.table.cached_tokens < sequence.num_tokens() / meta * meta) return;
   if (sequence.end.has_value()) return;
-  const PinId pin = pool_.Pin(sequence.table);
+  const PinId pin{next_pin_++};
+  sequence.device->pool.Pin(pin, sequence.table);
   pins_[pin] = {.until = *sequence.request.pin_until,
-                .pages = PagesNeeded(shape_, sequence.num_tokens())};
+                .pages = PagesNeeded(shape_, sequence.num_tokens()),
+                .device = sequence.device};
   sequence.stats.pin = pin;
   Finish(sequence, SequenceEnd::kLength);
 }
@@ -626,36 +750,44 @@ TimePoint Scheduler::NextDeadline() const {
 }
 
 void Scheduler::PublishStats() {
-  counters_.num_running = static_cast<int>(running_.size());
-  counters_.num_paused = 0;
   int steps_to_next_end = 0;
-  int rows = 0;
-  for (const auto& sequence : running_) {
-    if (sequence->paused.has_value()) {
-      ++counters_.num_paused;
-      continue;
+  counters_.evictions = 0;
+  static_cast<DeviceStats&>(counters_) = {};
+  for (const auto& device : devices_) {
+    DeviceStats& stats = counters_.devices[device->index];
+    const LatentPool& pool = device->pool;
+    stats = {.num_running = static_cast<int>(device->running.size()),
+             .pages_free = pool.num_free(),
+             .pages_in_use = pool.num_in_use(),
+             .pages_cached = pool.num_cached(),
+             .pages_pinned = pool.num_pinned(),
+             .num_pages = pool.num_pages(),
+             .num_pins = pool.num_pins()};
+    for (const auto& sequence : device->running) {
+      if (sequence->paused.has_value()) {
+        ++stats.num_paused;
+        continue;
+      }
+      const int left =
+          (sequence->max_tokens_total() - sequence->num_tokens()) / shape_.meta_tokens + 1;
+      steps_to_next_end = steps_to_next_end == 0 ? left : std::min(steps_to_next_end, left);
     }
-    ++rows;
-    const int left =
-        (sequence->max_tokens_total() - sequence->num_tokens()) / shape_.meta_tokens + 1;
-    steps_to_next_end = steps_to_next_end == 0 ? left : std::min(steps_to_next_end, left);
+    counters_ += stats;
+    counters_.evictions += pool.evictions();
   }
   counters_.num_waiting = num_waiting_;
-  counters_.pages_free = pool_.num_free();
-  counters_.pages_in_use = pool_.num_in_use();
-  counters_.pages_cached = pool_.num_cached();
-  counters_.pages_pinned = pool_.num_pinned();
-  counters_.num_pages = pool_.num_pages();
-  counters_.num_pins = pool_.num_pins();
-  counters_.evictions = pool_.evictions();
   std::lock_guard lock(mutex_);
   published_ = counters_;
   queued_ = num_queued_;
-  load_ = {.available_pages = pool_.num_available(),
-           .free_rows = shape_.max_rows - rows,
-           .waiting_cost = waiting_cost_,
-           .step_cost = recent_step_cost_,
-           .steps_to_next_end = steps_to_next_end};
+  load_.waiting_cost = waiting_cost_;
+  load_.step_cost = recent_step_cost_;
+  load_.steps_to_next_end = steps_to_next_end;
+  for (const auto& device : devices_) {
+    const DeviceStats& stats = counters_.devices[device->index];
+    load_.devices[device->index] = {
+        .available_pages = device->pool.num_available(),
+        .free_rows = shape_.max_rows - (stats.num_running - stats.num_paused)};
+  }
 }
 
 void Scheduler::CheckInvariants() const {
@@ -664,13 +796,18 @@ void Scheduler::CheckInvariants() const {
     std::fprintf(stderr, "Scheduler: %s\n", what);
     std::abort();
   };
-  std::vector<const PageTable*> tables;
-  for (const auto& sequence : running_) {
-    check(sequence->running, "a waiting sequence is among the running ones");
-    check(by_id_.contains(sequence->id), "a running sequence is not known by its id");
-    tables.push_back(&sequence->table);
+  size_t num_running = 0;
+  for (const auto& device : devices_) {
+    std::vector<const PageTable*> tables;
+    for (const auto& sequence : device->running) {
+      check(sequence->running, "a waiting sequence is among the running ones");
+      check(sequence->device == device.get(), "a sequence runs on another device than it thinks");
+      check(by_id_.contains(sequence->id), "a running sequence is not known by its id");
+      tables.push_back(&sequence->table);
+    }
+    num_running += tables.size();
+    device->pool.CheckInvariants(tables);
   }
-  pool_.CheckInvariants(tables);
 
   int num_waiting = 0;
   int num_queued = 0;
@@ -688,7 +825,7 @@ void Scheduler::CheckInvariants() const {
   }
   check(num_waiting == num_waiting_ && num_queued == num_queued_ && waiting_cost == waiting_cost_,
         "what waits does not add up");
-  check(by_id_.size() == running_.size() + num_waiting, "a sequence neither runs nor waits");
+  check(by_id_.size() == num_running + num_waiting, "a sequence neither runs nor waits");
   size_t num_deadlines = 0;
   size_t num_paused = 0;
   for (const auto& [id, sequence] : by_id_) {
@@ -698,19 +835,28 @@ void Scheduler::CheckInvariants() const {
   check(num_deadlines == deadlines_.size() && num_paused == stalls_.size(),
         "what ends by itself does not add up");
 
-  int pinned_pages = 0;
-  for (const auto& [id, pin] : pins_) pinned_pages += pin.pages;
+  std::vector<int> pinned_pages(devices_.size());
+  std::vector<int> num_pins(devices_.size());
+  for (const auto& [id, pin] : pins_) {
+    pinned_pages[pin.device->index] += pin.pages;
+    ++num_pins[pin.device->index];
+  }
   for (const auto& [id, sequence] : by_id_) {
     if (sequence->is_pin() && !sequence->end.has_value()) {
-      pinned_pages += PagesNeeded(shape_, sequence->stats.prompt_tokens);
+      pinned_pages[sequence->device->index] += PagesNeeded(shape_, sequence->stats.prompt_tokens);
     }
   }
   std::lock_guard lock(mutex_);
   for (const auto& sequence : arrivals_) {
-    if (sequence->is_pin()) pinned_pages += PagesNeeded(shape_, sequence->num_tokens());
+    if (sequence->is_pin()) {
+      pinned_pages[sequence->device->index] += PagesNeeded(shape_, sequence->num_tokens());
+    }
   }
   check(pinned_pages == pinned_pages_, "pinned pages do not add up");
-  check(static_cast<int>(pins_.size()) == pool_.num_pins(), "a pin is lost");
+  for (const auto& device : devices_) {
+    check(num_pins[device->index] == device->pool.num_pins(), "a pin is lost");
+    check(pinned_pages[device->index] <= device->max_pinned_pages, "pins hold more than they may");
+  }
 }
 
 }  // namespace photon

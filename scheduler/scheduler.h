@@ -1,4 +1,4 @@
-// Continuous batching over an Engine.
+// Continuous batching over one engine, or over several that hold the same model.
 //
 // A step decodes every running sequence to its next meta-context boundary. Sequences join and leave
 // between steps:
@@ -19,8 +19,14 @@
 // steps that decode the others: a long prompt does not stall a stream. A prompt that begins like
 // one that is being prefilled waits for that and then takes its pages.
 //
-// The engine computes on a thread of its own (StepThread). Meanwhile the thread that called RunStep
-// hands tokens to the listeners, takes in what was submitted and admits for the next step.
+// Each engine computes on a thread of its own (StepThread), one step after the other, whatever the
+// other engines do. Meanwhile the thread that called RunStep hands tokens to the listeners, takes
+// in what was submitted and admits for the next steps.
+//
+// With several engines, all that is above holds for all of them together: there is one queue, one
+// account of each tenant, one order of turns. An engine and its pool are a device; a sequence runs
+// on one, where the least work is ahead of it: what runs there, and what of its prompt is not in
+// the cache there. A sequence that waits for memory holds up one device, not all.
 //
 // Policy is integer arithmetic on EngineShape. This folder knows no tensors, no text and no
 // network.
@@ -35,6 +41,7 @@
 #include <mutex>
 #include <optional>
 #include <set>
+#include <span>
 #include <tuple>
 #include <unordered_map>
 #include <utility>
@@ -61,16 +68,15 @@ struct SchedulerOptions {
   // A tenant that holds less than its fair share of pages or rows takes them from tenants above
   // theirs, whose newest sequences are preempted or skip steps.
   bool preempt_for_fairness = true;
-  // Share of the pool that pins may hold.
+  // Share of each device's pool that pins may hold.
   int max_pinned_percent = 50;
   Duration max_pause = std::chrono::seconds(30);  // a sequence paused for longer ends
 };
 
-// What the scheduler holds and has done; gauges first, then counters since its creation.
-struct SchedulerStats {
+// What a device holds now.
+struct DeviceStats {
   int num_running = 0;  // sequences that hold pages
   int num_paused = 0;   // of them
-  int num_waiting = 0;
   // Every page is in one of these states.
   int pages_free = 0;
   int pages_in_use = 0;  // held by running sequences, alone or together
@@ -78,6 +84,15 @@ struct SchedulerStats {
   int pages_pinned = 0;  // kept by pins, and not in use now
   int num_pages = 0;
   int num_pins = 0;
+
+  DeviceStats& operator+=(const DeviceStats& other);
+};
+
+// What the scheduler holds and has done, on all devices together; gauges first, then counters since
+// its creation.
+struct SchedulerStats : DeviceStats {
+  int num_waiting = 0;
+  std::vector<DeviceStats> devices;
 
   int64_t steps = 0;
   int64_t step_rows = 0;      // summed over steps
@@ -92,7 +107,7 @@ struct SchedulerStats {
   int64_t rejected_deadline = 0;                        // could not have begun to answer in time
   std::array<int64_t, kNumSequenceEnds> finished = {};  // by SequenceEnd
   Duration step_time{};                                 // spent in Engine::Step
-  // The engine stood still though there was work: from a step's end to the next one's begin.
+  // An engine stood still though it had work: from a step's end to the next one's begin.
   Duration host_time{};
   Duration recent_step_time{};  // of a step, averaged over the last ones; 0 before the first
 };
@@ -116,10 +131,16 @@ class Scheduler {
     std::unique_ptr<SequenceListener> listener;
   };
 
-  // `engine` and `clock` outlive the scheduler, which alone steps the engine. kInvalidArgument: the
-  // engine's shape or the options make no sense; the message has every problem.
-  static absl::StatusOr<std::unique_ptr<Scheduler>> Create(Engine* engine, const Clock* clock,
+  // The engines, at least one, and `clock` outlive the scheduler, which alone steps them. Their
+  // shapes differ in `device` and `num_pages` at most. kInvalidArgument: their shapes or the
+  // options make no sense; the message has every problem.
+  static absl::StatusOr<std::unique_ptr<Scheduler>> Create(std::span<Engine* const> engines,
+                                                           const Clock* clock,
                                                            const SchedulerOptions& options);
+  static absl::StatusOr<std::unique_ptr<Scheduler>> Create(Engine* engine, const Clock* clock,
+                                                           const SchedulerOptions& options) {
+    return Create(std::span(&engine, 1), clock, options);
+  }
 
   // Ends what is left with kCancelled.
   ~Scheduler();
@@ -171,10 +192,12 @@ class Scheduler {
   // drained or its engine failed.
   bool WaitForWork();
 
-  // One step: takes in what was submitted and cancelled, ends what is overdue, admits, steps the
-  // engine. Listeners hear the tokens while the step runs, and those of its last slots during the
-  // next one: RunStep without work delivers what is left. On an error of the engine every sequence
-  // ends with kEngineFailed, and the scheduler refuses work from then on.
+  // One step: takes in what was submitted and cancelled, ends what is overdue, admits, and steps
+  // the engine. Listeners hear the tokens while the step runs, and those of its last slots during
+  // the next one: RunStep without work delivers what is left. Of several engines, those that stand
+  // still begin a step, and RunStep returns when one has ended its own, or when one stands still
+  // and there is news for it. On an error of an engine every sequence ends with kEngineFailed, and
+  // the scheduler refuses work from then on.
   absl::Status RunStep();
 
   // Delivers what the last step left over, instead of during the next one.
@@ -185,6 +208,7 @@ class Scheduler {
 
  private:
   struct Sequence;
+  struct Device;
   class StepSink;
 
   // What is done with sequences and pins from other threads.
@@ -208,6 +232,7 @@ class Scheduler {
   struct Pin {
     TimePoint until;
     int pages = 0;
+    Device* device = nullptr;
   };
   struct Step {
     std::vector<PageCopy> copies;
@@ -217,12 +242,30 @@ class Scheduler {
   };
   // How crowded it is; counted afresh for each round of admissions.
   struct Occupancy {
-    std::array<int, kNumPriorities> by_priority = {};
+    struct OfDevice {
+      std::array<int, kNumPriorities> by_priority = {};
+      int rows = 0;  // summed over it
+      std::vector<const Sequence*> prefilling;
+      int64_t work = 0;      // that is left of its sequences
+      bool claimed = false;  // what its memory is for waits for more of it
+    };
+    std::vector<OfDevice> devices;
     std::map<TenantId, int> by_tenant;
-    std::vector<const Sequence*> prefilling;
+  };
+  // A sequence that caches what another one needs.
+  struct ComingPrefix {
+    SequenceId sequence{};
+    int tokens = 0;
+  };
+  // A device for a sequence.
+  struct Choice {
+    Device* device = nullptr;
+    bool has_row = false;  // nobody skips steps for it
+    int64_t work = 0;      // ahead of it
+    std::optional<ComingPrefix> coming;
   };
 
-  Scheduler(Engine* engine, const Clock* clock, const SchedulerOptions& options);
+  Scheduler(std::span<Engine* const> engines, const Clock* clock, const SchedulerOptions& options);
 
   // scheduler.cc: what comes and goes.
   void Send(const Command& command);
@@ -239,23 +282,33 @@ class Scheduler {
   void EndEverything(SequenceEnd end);
   void RemoveEnded();
   void RemovePin(PinId pin);
-  absl::Status Commit(const StepResult& result);
+  absl::Status AwaitStep(bool watch_inbox);
+  std::optional<StepResult> Follow(Device& device);
+  absl::Status EndStep(Device& device, const StepResult& result);
+  absl::Status Commit(Device& device, const StepResult& result);
   void CommitPin(Sequence& sequence);
+  int CountCached(const Sequence& sequence) const;
   TimePoint NextDeadline() const;
   void PublishStats();
 
   // scheduler_planning.cc: whose turn it is.
   void Enqueue(std::unique_ptr<Sequence> sequence);
   std::unique_ptr<Sequence> Dequeue(Sequence& sequence);
-  void Admit(bool between_steps);
+  void Admit();
   Occupancy CountOccupancy() const;
-  bool HasRoom(const Occupancy& occupancy, const Sequence& sequence) const;
-  bool WaitsForPrefix(const Occupancy& occupancy, Sequence& sequence) const;
-  bool OpenTable(Sequence& sequence, bool may_preempt);
-  bool IsBlockedByPins(const Sequence& sequence, int tokens) const;
-  bool MakeRoom(const Sequence& sequence);
+  bool HasRoom(const Occupancy& occupancy, const Device& device, const Sequence& sequence) const;
+  bool CountChoices(const Occupancy& occupancy, const Sequence& sequence);
+  bool WaitsForPrefix(const Occupancy& occupancy, Sequence& sequence);
+  std::optional<ComingPrefix> FindPrefilling(const Occupancy& occupancy, const Device& device,
+                                             const Sequence& sequence, int cached) const;
+  static bool WillCache(const Sequence& sequence, int tokens);
+  bool OpenTable(Sequence& sequence);
+  bool Claim(Occupancy& occupancy, const Sequence& sequence) const;
+  bool IsBlockedByPins(const Device& device, const Sequence& sequence, int tokens) const;
+  bool MakeRoom(Device& device, const Sequence& sequence);
   void Preempt(Sequence& sequence);
-  void PlanStep(TimePoint now);
+  void StartStep(Device& device, TimePoint now);
+  void PlanStep(Device& device, TimePoint now);
   bool PlanRow(Sequence& sequence, int& prefill_budget, TimePoint now);
   bool GrowTable(Sequence& sequence, int tokens);
   int ReservedTokens(const Sequence& sequence) const;
@@ -264,24 +317,22 @@ class Scheduler {
   Duration FastestStep() const;
   bool CanAnswer(const Sequence& sequence, TimePoint now) const;
 
-  Engine* const engine_;
   const Clock* const clock_;
   const SchedulerOptions options_;
-  const EngineShape shape_;
-  const int max_pinned_pages_;
+  EngineShape shape_;  // of each engine; with the pages of the largest pool
 
   // The thread that runs steps.
-  LatentPool pool_;
+  StepSignal signal_;  // a step has got on, or there is news that an engine waits for
+  std::vector<std::unique_ptr<Device>> devices_;
   TenantShares shares_;
   std::map<LaneKey, Lane> waiting_;
-  std::vector<std::unique_ptr<Sequence>> running_;   // in turn, tenants aside
   std::unordered_map<SequenceId, Sequence*> by_id_;  // waiting and running
   std::set<Turn> deadlines_;                         // of those that have one
   std::set<Turn> stalls_;                            // when those that are paused end
   std::map<PinId, Pin> pins_;
-  Step step_;             // being planned or run
-  TokenBatch left_over_;  // of the step before, for its sequences
-  std::vector<Sequence*> left_over_sequences_;
+  int64_t next_pin_ = 1;
+  std::vector<Choice> choices_;  // of the sequence that is to be admitted, the best first
+  TokenBatch batch_;             // being delivered
   std::vector<std::unique_ptr<Sequence>> ended_;  // until nothing points at them any more
   SchedulerStats counters_;
   int num_waiting_ = 0;
@@ -289,7 +340,6 @@ class Scheduler {
   int64_t waiting_cost_ = 0;  // of all that wait
   int64_t recent_step_cost_ = 0;
   std::array<Duration, 8> last_step_times_ = {};  // a ring; 0: none yet
-  std::optional<TimePoint> last_step_end_;        // while the engine is wanted
   bool idle_ = true;                              // the last RunStep had nothing to do
 
   mutable std::mutex mutex_;
@@ -300,22 +350,25 @@ class Scheduler {
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   bool failed_ ABSL_GUARDED_BY(mutex_) = false;
   int64_t next_id_ ABSL_GUARDED_BY(mutex_) = 1;
-  int pinned_pages_ ABSL_GUARDED_BY(mutex_) =
-      0;  // of pins and those to come, what they share counted twice
+  // By device: of pins and those to come, what they share counted twice.
+  std::vector<int> pinned_pages_ ABSL_GUARDED_BY(mutex_);
+  bool watches_inbox_ ABSL_GUARDED_BY(mutex_) =
+      false;  // an engine stands still: news raise signal_
   int64_t rejected_queue_full_ ABSL_GUARDED_BY(mutex_) = 0;
   int queued_ ABSL_GUARDED_BY(mutex_) = 0;  // num_queued_ as of the last step
   SchedulerStats published_ ABSL_GUARDED_BY(mutex_);
   // For Estimate, as of the last step.
   struct Load {
-    int available_pages = 0;
-    int free_rows = 0;
+    struct OfDevice {
+      int available_pages = 0;
+      int free_rows = 0;
+    };
+    std::vector<OfDevice> devices;
     int64_t waiting_cost = 0;
     int64_t step_cost = 0;
     int steps_to_next_end = 0;  // at most, of the running sequence that ends first
   };
   Load load_ ABSL_GUARDED_BY(mutex_);
-
-  StepThread step_thread_;  // the last member: it uses the engine
 };
 
 }  // namespace photon

@@ -52,7 +52,7 @@ std::unique_ptr<Scheduler::Sequence> Scheduler::Dequeue(Sequence& sequence) {
   return std::move(node.mapped());
 }
 
-void Scheduler::Admit(bool between_steps) {
+void Scheduler::Admit() {
   if (waiting_.empty()) return;
   Occupancy occupancy = CountOccupancy();
   std::priority_queue<Turns<Lane::iterator>> turns;
@@ -69,19 +69,22 @@ void Scheduler::Admit(bool between_steps) {
     Turns<Lane::iterator> turn = turns.top();
     turns.pop();
     Sequence& sequence = *turn.next->second;
-    if (!HasRoom(occupancy, sequence)) continue;
+    // A pin's device may be full while others are not.
+    if (!CountChoices(occupancy, sequence) && !sequence.is_pin()) continue;
     ++turn.next;
     const bool is_last = turn.next == turn.end;
-    if (!sequence.paused.has_value() && !WaitsForPrefix(occupancy, sequence)) {
-      if (!OpenTable(sequence, between_steps && options_.preempt_for_fairness)) {
-        // Pins may stay for long; what they leave no room for does not hold up the others.
-        if (!IsBlockedByPins(sequence, ReservedTokens(sequence))) return;
+    if (!choices_.empty() && !sequence.paused.has_value() && !WaitsForPrefix(occupancy, sequence)) {
+      if (!OpenTable(sequence)) {
+        if (!Claim(occupancy, sequence)) return;
         if (!is_last) turns.push(turn);
         continue;
       }
-      ++occupancy.by_priority[static_cast<size_t>(sequence.request.priority)];
+      Occupancy::OfDevice& place = occupancy.devices[sequence.device->index];
+      ++place.by_priority[static_cast<size_t>(sequence.request.priority)];
+      ++place.rows;
+      place.work += CostLeft(sequence);
+      place.prefilling.push_back(&sequence);
       ++occupancy.by_tenant[sequence.request.tenant];
-      occupancy.prefilling.push_back(&sequence);
       turn.counter += kDecodeCost * shape_.meta_tokens;
 
       const auto goes_before = [](const Sequence& a, const Sequence& b) {
@@ -91,10 +94,11 @@ void Scheduler::Admit(bool between_steps) {
       // The lane's end stays valid unless this was its last sequence.
       std::unique_ptr<Sequence> admitted = Dequeue(sequence);
       admitted->running = true;
-      const auto place =
-          std::upper_bound(running_.begin(), running_.end(), admitted,
+      auto& running = sequence.device->running;
+      const auto position =
+          std::upper_bound(running.begin(), running.end(), admitted,
                            [&](const auto& a, const auto& b) { return goes_before(*a, *b); });
-      running_.insert(place, std::move(admitted));
+      running.insert(position, std::move(admitted));
       if (sequence.is_pin()) CommitPin(sequence);
     }
     if (!is_last) turns.push(turn);
@@ -103,55 +107,103 @@ void Scheduler::Admit(bool between_steps) {
 
 Scheduler::Occupancy Scheduler::CountOccupancy() const {
   Occupancy occupancy;
-  for (const auto& sequence : running_) {
-    if (sequence->paused.has_value() || sequence->end.has_value() || sequence->leaving) continue;
-    ++occupancy.by_priority[static_cast<size_t>(sequence->request.priority)];
-    ++occupancy.by_tenant[sequence->request.tenant];
-    const int whole = sequence->num_tokens() / shape_.meta_tokens * shape_.meta_tokens;
-    if (sequence->table.cached_tokens < whole) occupancy.prefilling.push_back(sequence.get());
+  occupancy.devices.resize(devices_.size());
+  for (const auto& device : devices_) {
+    Occupancy::OfDevice& place = occupancy.devices[device->index];
+    for (const auto& sequence : device->running) {
+      if (sequence->paused.has_value() || sequence->end.has_value() || sequence->leaving) continue;
+      ++place.by_priority[static_cast<size_t>(sequence->request.priority)];
+      ++place.rows;
+      place.work += CostLeft(*sequence);
+      ++occupancy.by_tenant[sequence->request.tenant];
+      const int whole = sequence->num_tokens() / shape_.meta_tokens * shape_.meta_tokens;
+      if (sequence->table.cached_tokens < whole) place.prefilling.push_back(sequence.get());
+    }
   }
   return occupancy;
 }
 
 // Rows for everybody while there are; then for those of higher priority than others that run, and
-// for tenants with less than their fair share. Those who lose by it skip steps.
-bool Scheduler::HasRoom(const Occupancy& occupancy, const Sequence& sequence) const {
+// for tenants with less than their fair share of all rows. Those who lose by it skip steps.
+bool Scheduler::HasRoom(const Occupancy& occupancy, const Device& device,
+                        const Sequence& sequence) const {
+  const Occupancy::OfDevice& place = occupancy.devices[device.index];
   int at_least_as_high = 0;
   for (size_t p = static_cast<size_t>(sequence.request.priority); p < kNumPriorities; ++p) {
-    at_least_as_high += occupancy.by_priority[p];
+    at_least_as_high += place.by_priority[p];
   }
   if (at_least_as_high < shape_.max_rows) return true;
   if (!options_.preempt_for_fairness) return false;
   const auto own = occupancy.by_tenant.find(sequence.request.tenant);
   // Rounded up: PlanStep evens out what rows alone cannot.
-  const int share = (shape_.max_rows + shares_.num_active() - 1) / shares_.num_active();
+  const int rows = shape_.max_rows * static_cast<int>(devices_.size());
+  const int share = (rows + shares_.num_active() - 1) / shares_.num_active();
   return own == occupancy.by_tenant.end() || own->second < share;
 }
 
-// A sequence that is being prefilled with what this one needs saves it the work. The answer is
-// remembered while it stays true: prompts are long.
-bool Scheduler::WaitsForPrefix(const Occupancy& occupancy, Sequence& sequence) const {
-  const auto will_cache = [](const Sequence& other, int tokens) {
-    return other.running && other.table.cached_tokens < tokens && !other.end.has_value() &&
-           !other.leaving && !other.paused.has_value();
-  };
-  if (sequence.waits_for.has_value()) {
-    const auto found = by_id_.find(*sequence.waits_for);
-    if (found != by_id_.end() && will_cache(*found->second, sequence.waits_until_cached)) {
-      return true;
+// Fills choices_ with the devices that have room for a sequence, the best first: where nobody has
+// to skip steps for it, then where the least work is ahead of it. False: there is none.
+bool Scheduler::CountChoices(const Occupancy& occupancy, const Sequence& sequence) {
+  choices_.clear();
+  for (const auto& device : devices_) {
+    const Occupancy::OfDevice& place = occupancy.devices[device->index];
+    if (sequence.is_pin() && sequence.device != device.get()) continue;
+    if (place.claimed || !HasRoom(occupancy, *device, sequence) ||
+        PagesNeeded(shape_, sequence.max_tokens_total()) > device->shape.num_pages) {
+      continue;
     }
+    choices_.push_back(
+        {.device = device.get(), .has_row = place.rows < shape_.max_rows, .work = place.work});
+  }
+  return !choices_.empty();
+}
+
+// Whether the best device for the sequence is one where its beginning is being prefilled: that
+// saves it the work. The answer is remembered while it stays true: prompts are long. If not,
+// choices_ are in order.
+bool Scheduler::WaitsForPrefix(const Occupancy& occupancy, Sequence& sequence) {
+  if (sequence.waits_for.has_value()) {
+    const auto found = by_id_.find(sequence.waits_for->sequence);
+    if (found != by_id_.end() && WillCache(*found->second, sequence.waits_for->tokens)) return true;
     sequence.waits_for.reset();
   }
-  if (occupancy.prefilling.empty()) return false;
+  for (Choice& choice : choices_) {
+    const Device& device = *choice.device;
+    // To count takes time, and is worth it where there is a choice or something to wait for.
+    const bool is_prefilling = !occupancy.devices[device.index].prefilling.empty();
+    if (choices_.size() == 1 && !is_prefilling) break;
+    const int cached = device.pool.CountCached(sequence.request.tenant, sequence.tokens);
+    if (is_prefilling) choice.coming = FindPrefilling(occupancy, device, sequence, cached);
+    const int shared = choice.coming.has_value() ? choice.coming->tokens : cached;
+    choice.work += kPrefillCost * (sequence.num_tokens() - shared);
+  }
+  std::sort(choices_.begin(), choices_.end(), [](const Choice& a, const Choice& b) {
+    return std::tie(b.has_row, a.work, a.device->index) <
+           std::tie(a.has_row, b.work, b.device->index);
+  });
+  sequence.waits_for = choices_.front().coming;
+  return sequence.waits_for.has_value();
+}
+
+bool Scheduler::WillCache(const Sequence& sequence, int tokens) {
+  return sequence.running && sequence.table.cached_tokens < tokens && !sequence.end.has_value() &&
+         !sequence.leaving && !sequence.paused.has_value();
+}
+
+// A sequence that is being prefilled on `device` with more of what this one begins with than the
+// `cached` tokens that are there.
+std::optional<Scheduler::ComingPrefix> Scheduler::FindPrefilling(const Occupancy& occupancy,
+                                                                 const Device& device,
+                                                                 const Sequence& sequence,
+                                                                 int cached) const {
   const int meta = shape_.meta_tokens;
-  const int cached = pool_.CountCached(sequence.request.tenant, sequence.tokens);
   // Others help if they share more than that. The last meta-context of a page that is copied is
   // computed again, so it takes one more unless a page ends there.
   int least = cached + meta;
   if (least % shape_.page_tokens != 0) least += meta;
-  if (sequence.num_tokens() < least) return false;
+  if (sequence.num_tokens() < least) return std::nullopt;
   const auto first_new = sequence.tokens.begin() + (least - meta);
-  for (const Sequence* other : occupancy.prefilling) {
+  for (const Sequence* other : occupancy.devices[device.index].prefilling) {
     if (other->request.tenant != sequence.request.tenant ||
         other->request.priority < sequence.request.priority || other->num_tokens() < least ||
         // Mostly they part where the cached tokens end: no need to look at those.
@@ -162,12 +214,10 @@ bool Scheduler::WaitsForPrefix(const Occupancy& occupancy, Sequence& sequence) c
                                        other->tokens.begin(), other->tokens.end());
     const int common = static_cast<int>(parting.first - sequence.tokens.begin()) / meta * meta;
     const int shared = common % shape_.page_tokens == 0 ? common : common - meta;
-    if (shared <= cached || !will_cache(*other, shared)) continue;
-    sequence.waits_for = other->id;
-    sequence.waits_until_cached = shared;
-    return true;
+    if (shared <= cached || !WillCache(*other, shared)) continue;
+    return ComingPrefix{.sequence = other->id, .tokens = shared};
   }
-  return false;
+  return std::nullopt;
 }
 
 // Enough to decode once, at least: what could not would be preempted at once.
@@ -180,12 +230,25 @@ int Scheduler::ReservedTokens(const Sequence& sequence) const {
       sequence.num_tokens() + static_cast<int>(left * options_.reserved_output_percent / 100));
 }
 
-bool Scheduler::OpenTable(Sequence& sequence, bool may_preempt) {
-  const auto open = [&] {
-    return pool_.Open(sequence.table, sequence.request.tenant, sequence.tokens,
-                      ReservedTokens(sequence));
+// On the first of choices_ that has the memory, or can have it.
+bool Scheduler::OpenTable(Sequence& sequence) {
+  const auto open = [&](const Choice& choice) {
+    if (!choice.device->pool.Open(sequence.table, sequence.request.tenant, sequence.tokens,
+                                  ReservedTokens(sequence))) {
+      return false;
+    }
+    sequence.device = choice.device;
+    return true;
   };
-  if (!open() && !(may_preempt && MakeRoom(sequence) && open())) return false;
+  const auto make_room = [&](const Choice& choice) {
+    // What a step computes cannot be preempted.
+    return !choice.device->computing && MakeRoom(*choice.device, sequence) && open(choice);
+  };
+  if (!std::any_of(choices_.begin(), choices_.end(), open) &&
+      !(options_.preempt_for_fairness &&
+        std::any_of(choices_.begin(), choices_.end(), make_room))) {
+    return false;
+  }
   const bool is_first = sequence.stats.preemptions == 0;
   if (is_first) {
     sequence.stats.cached_tokens = sequence.table.cached_tokens;
@@ -199,35 +262,60 @@ bool Scheduler::OpenTable(Sequence& sequence, bool may_preempt) {
   return true;
 }
 
-// Whether pins leave no room for `tokens` tokens of a sequence, even if nothing else ran.
-bool Scheduler::IsBlockedByPins(const Sequence& sequence, int tokens) const {
-  if (pool_.num_kept() == 0) return false;
-  const int pinned = pool_.CountPinned(sequence.request.tenant, sequence.tokens);
-  return PagesNeeded(shape_, tokens) - pinned > shape_.num_pages - pool_.num_kept();
+// Keeps a device for a sequence that none has the memory for: the one that lacks the least, to
+// which nothing is admitted until it is enough or another one lacks less. Pins may stay for long:
+// what they leave no room for claims nothing. False: every device is claimed.
+bool Scheduler::Claim(Occupancy& occupancy, const Sequence& sequence) const {
+  const int tokens = ReservedTokens(sequence);
+  const Device* nearest = nullptr;
+  int least = 0;
+  for (const Choice& choice : choices_) {
+    const LatentPool& pool = choice.device->pool;
+    if (IsBlockedByPins(*choice.device, sequence, tokens)) continue;
+    const int lacking = PagesNeeded(shape_, tokens) - pool.num_available();
+    if (nearest != nullptr && lacking >= least) continue;
+    nearest = choice.device;
+    least = lacking;
+  }
+  if (nearest != nullptr) occupancy.devices[nearest->index].claimed = true;
+  return std::any_of(occupancy.devices.begin(), occupancy.devices.end(),
+                     [](const Occupancy::OfDevice& place) { return !place.claimed; });
 }
 
-// Preempts, the newest first, sequences of lower priority, and of tenants above their fair share of
-// pages if this one's tenant stays within its own.
-bool Scheduler::MakeRoom(const Sequence& sequence) {
+// Whether pins leave no room for `tokens` tokens of a sequence, even if nothing else ran.
+bool Scheduler::IsBlockedByPins(const Device& device, const Sequence& sequence, int tokens) const {
+  if (device.pool.num_kept() == 0) return false;
+  const int pinned = device.pool.CountPinned(sequence.request.tenant, sequence.tokens);
+  return PagesNeeded(shape_, tokens) - pinned > device.pool.num_pages() - device.pool.num_kept();
+}
+
+// Preempts on `device`, the newest first, sequences of lower priority, and of tenants above their
+// fair share of all pages if this one's tenant stays within its own.
+bool Scheduler::MakeRoom(Device& device, const Sequence& sequence) {
   std::map<TenantId, int> held;
-  for (const auto& other : running_) {
-    held[other->request.tenant] +=
-        static_cast<int>(other->table.pages.size()) + other->table.reserved;
+  int num_pages = 0;
+  for (const auto& any : devices_) {
+    num_pages += any->pool.num_pages();
+    for (const auto& other : any->running) {
+      held[other->request.tenant] +=
+          static_cast<int>(other->table.pages.size()) + other->table.reserved;
+    }
   }
   const int needed = PagesNeeded(shape_, ReservedTokens(sequence));
-  const int share = shape_.num_pages / shares_.num_active();
+  const int share = num_pages / shares_.num_active();
   const bool is_modest = held[sequence.request.tenant] + needed <= share;
 
   std::vector<Sequence*> victims;
-  int gain = pool_.num_available();
-  for (auto other = running_.rbegin(); other != running_.rend() && gain < needed; ++other) {
+  int gain = device.pool.num_available();
+  for (auto other = device.running.rbegin(); other != device.running.rend() && gain < needed;
+       ++other) {
     Sequence& victim = **other;
     const int pages = static_cast<int>(victim.table.pages.size()) + victim.table.reserved;
     const bool is_lower = victim.request.priority < sequence.request.priority;
     const bool is_equal = victim.request.priority == sequence.request.priority;
     const bool has_more =
         victim.request.tenant != sequence.request.tenant && held[victim.request.tenant] > share;
-    if (victim.in_step || victim.end.has_value() || victim.leaving) continue;
+    if (victim.end.has_value() || victim.leaving) continue;
     if (!is_lower && !(is_equal && is_modest && has_more)) continue;
     held[victim.request.tenant] -= pages;
     gain += pages;
@@ -240,26 +328,39 @@ bool Scheduler::MakeRoom(const Sequence& sequence) {
 
 // Its pages stay cached while their memory is not needed, so going on may cost little.
 void Scheduler::Preempt(Sequence& sequence) {
-  pool_.Close(sequence.table);
+  Device& device = *sequence.device;
+  device.pool.Close(sequence.table);
   sequence.running = false;
   ++sequence.stats.preemptions;
   ++counters_.preemptions;
-  const auto place = std::find_if(running_.begin(), running_.end(),
+  const auto place = std::find_if(device.running.begin(), device.running.end(),
                                   [&](const auto& s) { return s.get() == &sequence; });
   std::unique_ptr<Sequence> owned = std::move(*place);
-  running_.erase(place);
+  device.running.erase(place);
   Enqueue(std::move(owned));
 }
 
-void Scheduler::PlanStep(TimePoint now) {
-  step_.copies.clear();
-  step_.rows.clear();
-  step_.sequences.clear();
-  step_.cost = 0;
+void Scheduler::StartStep(Device& device, TimePoint now) {
+  PlanStep(device, now);
+  if (device.step.rows.empty()) {
+    device.last_step_end.reset();
+    return;
+  }
+  counters_.page_copies += static_cast<int64_t>(device.step.copies.size());
+  device.computing = true;
+  device.thread.Start(device.step.copies, device.step.rows, &device.sink);
+}
+
+void Scheduler::PlanStep(Device& device, TimePoint now) {
+  Step& step = device.step;
+  step.copies.clear();
+  step.rows.clear();
+  step.sequences.clear();
+  step.cost = 0;
 
   // Sequences of one priority and tenant, in turn.
   std::map<LaneKey, std::vector<Sequence*>> lanes;
-  for (const auto& sequence : running_) {
+  for (const auto& sequence : device.running) {
     if (sequence->paused.has_value() || sequence->end.has_value()) continue;
     lanes[{sequence->request.priority, sequence->request.tenant}].push_back(sequence.get());
   }
@@ -273,14 +374,14 @@ void Scheduler::PlanStep(TimePoint now) {
                 .end = lane.end()});
   }
   int prefill_budget = shape_.max_prefill_tokens / shape_.meta_tokens * shape_.meta_tokens;
-  while (!turns.empty() && static_cast<int>(step_.rows.size()) < shape_.max_rows) {
+  while (!turns.empty() && static_cast<int>(step.rows.size()) < shape_.max_rows) {
     Turns<Iterator> turn = turns.top();
     turns.pop();
     Sequence& sequence = **turn.next++;
     // One that was preempted in this round is no longer running.
-    const int64_t cost_before = step_.cost;
+    const int64_t cost_before = step.cost;
     if (sequence.running) PlanRow(sequence, prefill_budget, now);
-    const int64_t cost = step_.cost - cost_before;
+    const int64_t cost = step.cost - cost_before;
     shares_.Charge(turn.tenant, cost);
     turn.counter += cost;
     if (turn.next != turn.end) turns.push(turn);
@@ -289,6 +390,7 @@ void Scheduler::PlanStep(TimePoint now) {
 
 bool Scheduler::PlanRow(Sequence& sequence, int& prefill_budget, TimePoint now) {
   const int meta = shape_.meta_tokens;
+  Step& step = sequence.device->step;
   const int cached = sequence.table.cached_tokens;
   const int uncached = sequence.num_tokens() - cached;
   const int whole = uncached / meta * meta;
@@ -305,11 +407,11 @@ bool Scheduler::PlanRow(Sequence& sequence, int& prefill_budget, TimePoint now) 
   row.pages = sequence.table.pages;
   row.mode = sequence.request.mode;
   row.sampling = sequence.request.sampling;
-  step_.rows.push_back(row);
-  step_.sequences.push_back(&sequence);
-  if (sequence.table.copy.has_value()) step_.copies.push_back(*sequence.table.copy);
+  step.rows.push_back(row);
+  step.sequences.push_back(&sequence);
+  if (sequence.table.copy.has_value()) step.copies.push_back(*sequence.table.copy);
   prefill_budget -= prefill;
-  step_.cost += kPrefillCost * prefill + (row.decode ? kDecodeCost * meta : 0);
+  step.cost += kPrefillCost * prefill + (row.decode ? kDecodeCost * meta : 0);
 
   sequence.in_step = true;
   sequence.sampled.clear();
@@ -322,15 +424,16 @@ bool Scheduler::PlanRow(Sequence& sequence, int& prefill_budget, TimePoint now) 
 // Within its reservation a table always grows. Beyond, the last in turn that has no row yet gives
 // way; the first in turn never does, and it fits alone unless pins are in its way.
 bool Scheduler::GrowTable(Sequence& sequence, int tokens) {
-  while (!pool_.Grow(sequence.table, tokens)) {
-    if (IsBlockedByPins(sequence, tokens)) {
+  Device& device = *sequence.device;
+  while (!device.pool.Grow(sequence.table, tokens)) {
+    if (IsBlockedByPins(device, sequence, tokens)) {
       Preempt(sequence);
       return false;
     }
-    const auto victim = std::find_if(running_.rbegin(), running_.rend(), [&](const auto& other) {
-      return other.get() != &sequence && !other->in_step;
-    });
-    if (victim == running_.rend()) {
+    const auto victim = std::find_if(
+        device.running.rbegin(), device.running.rend(),
+        [&](const auto& other) { return other.get() != &sequence && !other->in_step; });
+    if (victim == device.running.rend()) {
       Preempt(sequence);
       return false;
     }

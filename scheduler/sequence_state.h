@@ -1,4 +1,4 @@
-// The scheduler's record of a sequence. Internal to scheduler/.
+// The scheduler's records of a sequence and of a device. Internal to scheduler/.
 #pragma once
 
 #include <atomic>
@@ -16,17 +16,18 @@ struct Scheduler::Sequence {
   std::unique_ptr<SequenceListener> listener;  // until it has heard the end
   std::vector<TokenId> tokens;                 // prompt and output, as of the last step
   bool running = false;                        // rather than waiting
-  PageTable table;                             // open while the sequence is running
-  int64_t waiting_cost = 0;                    // while it is not: what is left to do
-  SequenceStats stats;                         // as the listener heard it
+  // Where the sequence runs; that of one which only fills the cache is known from the beginning.
+  Device* device = nullptr;
+  PageTable table;           // open while the sequence is running
+  int64_t waiting_cost = 0;  // while it is not: what is left to do
+  SequenceStats stats;       // as the listener heard it
   // Of `tokens`, those whose place in the cache is what a prefill would give. All of them, but for
   // kRecGen.
   int shareable_tokens = 0;
-  std::optional<SequenceEnd> end;       // once it is decided
-  bool leaving = false;                 // the engine is done with it; the listener may not be yet
-  std::optional<TimePoint> paused;      // since when
-  std::optional<SequenceId> waits_for;  // a sequence that prefills what this one needs
-  int waits_until_cached = 0;           // tokens of it
+  std::optional<SequenceEnd> end;         // once it is decided
+  bool leaving = false;                   // the engine is done with it; the listener may not be yet
+  std::optional<TimePoint> paused;        // since when
+  std::optional<ComingPrefix> waits_for;  // that another sequence prefills
 
   // In the step that is computed now.
   bool in_step = false;
@@ -38,6 +39,41 @@ struct Scheduler::Sequence {
   int num_tokens() const { return static_cast<int>(tokens.size()); }
   int num_generated() const { return num_tokens() - stats.prompt_tokens; }
   int max_tokens_total() const { return stats.prompt_tokens + request.max_tokens; }
+};
+
+// On an engine's thread: decides where a row's output ends, and passes its tokens on.
+class Scheduler::StepSink : public TokenSink {
+ public:
+  explicit StepSink(Device* device) : device_(device) {}
+
+  bool OnTokens(int row, std::span<const SampledToken> tokens) override;
+
+ private:
+  Device* const device_;
+};
+
+// An engine, and what is there.
+struct Scheduler::Device {
+  Device(int index, Engine* engine, const Clock* clock, StepSignal* signal, int max_pinned_percent)
+      : index(index),
+        shape(engine->shape()),
+        max_pinned_pages(static_cast<int>(int64_t{shape.num_pages} * max_pinned_percent / 100)),
+        pool(shape),
+        sink(this),
+        thread(engine, clock, signal) {}
+
+  const int index;  // in devices_
+  const EngineShape shape;
+  const int max_pinned_pages;
+  LatentPool pool;
+  std::vector<std::unique_ptr<Sequence>> running;  // in turn, tenants aside
+  Step step;                                       // being planned or computed
+  bool computing = false;
+  TokenBatch left_over;  // of the step before, for its sequences
+  std::vector<Sequence*> left_over_sequences;
+  std::optional<TimePoint> last_step_end;  // while the engine is wanted
+  StepSink sink;
+  StepThread thread;  // the last member: it uses the engine
 };
 
 }  // namespace photon

@@ -25,8 +25,22 @@ void TokenBatch::Add(int row, std::span<const SampledToken> sampled, bool last, 
   }
 }
 
-StepThread::StepThread(Engine* engine, const Clock* clock)
-    : engine_(engine), clock_(clock), thread_([this] { Run(); }) {}
+void StepSignal::Raise() {
+  {
+    std::lock_guard lock(mutex_);
+    raised_ = true;
+  }
+  changed_.notify_one();
+}
+
+void StepSignal::Wait() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return raised_; });
+  raised_ = false;
+}
+
+StepThread::StepThread(Engine* engine, const Clock* clock, StepSignal* signal)
+    : engine_(engine), clock_(clock), signal_(signal), thread_([this] { Run(); }) {}
 
 StepThread::~StepThread() {
   {
@@ -56,15 +70,12 @@ void StepThread::Publish(int row, std::span<const SampledToken> tokens, bool las
     is_first = published_.events.empty();
     published_.Add(row, tokens, last, now);
   }
-  if (is_first) progress_.notify_one();
+  if (is_first) signal_->Raise();
 }
 
-std::optional<StepResult> StepThread::Wait(TokenBatch& batch) {
+std::optional<StepResult> StepThread::Take(TokenBatch& batch) {
   batch.Clear();
-  std::unique_lock lock(mutex_);
-  progress_.wait(lock, [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return result_.has_value() || !published_.events.empty();
-  });
+  std::lock_guard lock(mutex_);
   std::swap(batch, published_);
   return std::exchange(result_, std::nullopt);
 }
@@ -86,7 +97,9 @@ void StepThread::Run() {
     result.end = clock_->Now();
     lock.lock();
     result_ = std::move(result);
-    progress_.notify_one();
+    lock.unlock();
+    signal_->Raise();
+    lock.lock();
   }
 }
 

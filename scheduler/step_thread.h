@@ -46,34 +46,47 @@ struct StepResult {
   TimePoint end;
 };
 
-// Runs one step at a time. Start() and Wait() are called by one thread, Publish() by the engine
+// Wakes one thread that follows several steps.
+class StepSignal {
+ public:
+  void Raise();
+  // Blocks until it is raised, or has been since the last Wait().
+  void Wait();
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool raised_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+// Runs one step at a time. Start() and Take() are called by one thread, Publish() by the engine
 // inside a step.
 class StepThread {
  public:
-  // Both outlive the object.
-  StepThread(Engine* engine, const Clock* clock);
+  // All outlive the object. `signal` is raised when there is something to take.
+  StepThread(Engine* engine, const Clock* clock, StepSignal* signal);
   // Waits for the step that runs.
   ~StepThread();
 
-  // Begins a step; what it is given is borrowed until Wait() has returned its result.
+  // Begins a step; what it is given is borrowed until Take() has returned its result.
   void Start(std::span<const PageCopy> copies, std::span<const Row> rows, TokenSink* sink);
 
-  // Hands tokens over to Wait().
+  // Hands tokens over to Take().
   void Publish(int row, std::span<const SampledToken> tokens, bool last);
 
-  // Blocks until the step has published tokens or ended. Replaces `batch` by what was published
-  // since the last call; returns the result if the step has ended.
-  std::optional<StepResult> Wait(TokenBatch& batch);
+  // Replaces `batch` by what the step has published since the last call; returns the result if it
+  // has ended.
+  std::optional<StepResult> Take(TokenBatch& batch);
 
  private:
   void Run();
 
   Engine* const engine_;
   const Clock* const clock_;
+  StepSignal* const signal_;
 
   std::mutex mutex_;
   std::condition_variable step_started_;
-  std::condition_variable progress_;
   std::span<const PageCopy> copies_ ABSL_GUARDED_BY(mutex_);
   std::span<const Row> rows_ ABSL_GUARDED_BY(mutex_);
   TokenSink* sink_ ABSL_GUARDED_BY(mutex_) = nullptr;  // of the step to run

@@ -149,14 +149,22 @@ absl::StatusOr<std::unique_ptr<Engine>> PackAndAllocate(const Checkpoint& checkp
                                                         EngineShape shape, const PageLayout& layout,
                                                         int threads, Isa isa) {
   const BatchLimits limits = Limits(checkpoint.config(), shape);
-  auto packed = std::make_unique<PackedModel<T>>(checkpoint, limits, threads, isa);
-  int64_t free_bytes = 0;
-  if (options.kv_memory.is_share()) {
+  // Refused here, not killed by the system in the middle of it.
+  const auto free_bytes = [&]() -> absl::StatusOr<int64_t> {
     const absl::StatusOr<int64_t> free = FreeHostMemory();
     if (!free.ok()) return free.status();
-    free_bytes = *free;
+    return std::max<int64_t>(0, *free - options.promised_bytes);
+  };
+  const int64_t weight_bytes = NumParameters(checkpoint.config()) * static_cast<int64_t>(sizeof(T));
+  if (const auto free = free_bytes(); free.ok() && weight_bytes > *free) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("weights: ", weight_bytes, " bytes needed, ", *free, " free"));
   }
-  const int64_t bytes = options.kv_memory.Resolve(free_bytes);
+  auto packed = std::make_unique<PackedModel<T>>(checkpoint, limits, threads, isa);
+
+  const absl::StatusOr<int64_t> free = free_bytes();
+  if (!free.ok() && options.kv_memory.is_share()) return free.status();
+  const int64_t bytes = options.kv_memory.Resolve(free.value_or(0));
   shape.num_pages = static_cast<int>(std::min<int64_t>(bytes / layout.page_bytes, INT32_MAX));
   const auto exhausted = [&](const std::string& problem) {
     return absl::ResourceExhaustedError(absl::StrCat(
@@ -166,6 +174,9 @@ absl::StatusOr<std::unique_ptr<Engine>> PackAndAllocate(const Checkpoint& checkp
   if (shape.num_pages < 1) {
     return exhausted(absl::StrCat("a page of ", layout.page_tokens, " tokens takes ",
                                   layout.page_bytes, " bytes"));
+  }
+  if (free.ok() && bytes > *free) {
+    return exhausted(absl::StrCat(*free, " bytes are free once the weights are loaded"));
   }
   try {
     return std::make_unique<CpuEngine<T>>(std::move(packed), shape, layout, limits);

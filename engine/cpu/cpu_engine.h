@@ -21,9 +21,10 @@ struct CpuEngineOptions {
   Compute compute = Compute::kBF16;
   int threads = 0;  // 0: one per processor
   // The latent pool: one allocation, made at the start. The system hands out its memory as pages
-  // are first written, so a pool costs what has been used of it at most. A share is one of
-  // FreeHostMemory() once the weights are packed.
+  // are first written, so a pool costs what has been used of it at most; but there must be so much.
+  // A share is one of FreeHostMemory() less promised_bytes, once the weights are packed.
   MemoryBudget kv_memory = MemoryBudget::Bytes(int64_t{1} << 30);
+  int64_t promised_bytes = 0;     // memory that others will take, and have not taken yet
   int page_tokens = 256;          // rounded up to whole meta-contexts
   int max_rows = 64;              // rows of one step
   int max_prefill_tokens = 2048;  // of one step, at least one meta-context
@@ -32,8 +33,9 @@ struct CpuEngineOptions {
 
 // Packs the weights; `checkpoint` must outlive the engine.
 // kInvalidArgument: an option out of range, or an instruction set that this processor lacks.
-// kResourceExhausted: kv_memory holds no page, saying how many bytes one takes, or is more than the
-// system allots. kUnavailable: kv_memory is a share and the system does not say what is free.
+// kResourceExhausted: the weights or kv_memory do not fit what is free, or kv_memory holds no page;
+// says what was needed for what, and what was free.
+// kUnavailable: kv_memory is a share and the system does not say what is free.
 absl::StatusOr<std::unique_ptr<Engine>> CreateCpuEngine(const Checkpoint& checkpoint,
                                                         const CpuEngineOptions& options);
 

@@ -497,14 +497,11 @@ absl::Status CheckHeads(const char* stack, int level, const StackConfig& config)
 
 // The device's name, if it is there and new enough.
 absl::StatusOr<std::string> UseDevice(int device) {
-  int count = 0;
-  if (const cudaError_t error = cudaGetDeviceCount(&count); error != cudaSuccess) {
+  const absl::StatusOr<int> count = CountCudaDevices();
+  if (!count.ok()) return absl::FailedPreconditionError(count.status().message());
+  if (device < 0 || device >= *count) {
     return absl::FailedPreconditionError(
-        absl::StrCat("cuda: ", cudaGetErrorString(error), " (", static_cast<int>(error), ")"));
-  }
-  if (device < 0 || device >= count) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("cuda: no device ", device, ", there are ", count));
+        absl::StrCat("cuda: no device ", device, ", there are ", *count));
   }
   cudaDeviceProp properties;
   absl::Status status = ToStatus(cudaSetDevice(device), "cudaSetDevice");
@@ -542,6 +539,19 @@ absl::StatusOr<std::unique_ptr<Engine>> Create(const Checkpoint& checkpoint,
 
 }  // namespace
 }  // namespace cuda
+
+absl::StatusOr<int> CountCudaDevices() {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error == cudaSuccess && count > 0) return count;
+  const std::string message =
+      error == cudaSuccess
+          ? "cuda: no device"
+          : absl::StrCat("cuda: ", cudaGetErrorString(error), " (", static_cast<int>(error), ")");
+  const bool is_absent =
+      error == cudaSuccess || error == cudaErrorNoDevice || error == cudaErrorInsufficientDriver;
+  return is_absent ? absl::NotFoundError(message) : absl::InternalError(message);
+}
 
 absl::StatusOr<std::unique_ptr<Engine>> CreateCudaEngine(const Checkpoint& checkpoint,
                                                          const CudaEngineOptions& options) {

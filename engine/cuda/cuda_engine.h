@@ -35,6 +35,10 @@ struct CudaEngineOptions {
   bool use_graphs = true;         // false: launch every kernel for itself
 };
 
+// GPUs that this process sees; at least one.
+// kNotFound: no driver, one too old for the module, or no GPU. kInternal: the driver failed.
+absl::StatusOr<int> CountCudaDevices();
+
 // Uploads the weights and records the graphs, which takes seconds; `checkpoint` may be dropped
 // afterwards.
 // kFailedPrecondition: no driver, no such device, or one too old.

@@ -1,17 +1,24 @@
 #include "engine/cuda/cuda_plugin.h"
 
-#include "absl/strings/str_cat.h"
+namespace photon {
+namespace {
 
-extern "C" __attribute__((visibility("default"))) void PhotonCreateCudaEngine(
-    uint32_t version, const photon::Checkpoint* checkpoint,
-    const photon::CudaEngineOptions* options, photon::Engine** engine, absl::Status* status) {
-  if (version != photon::kCudaPluginVersion) {
-    *status = absl::FailedPreconditionError(
-        absl::StrCat("cuda: ", photon::kCudaPluginFile, " has version ", photon::kCudaPluginVersion,
-                     ", the program ", version));
-    return;
-  }
-  auto created = photon::CreateCudaEngine(*checkpoint, *options);
+void CountDevices(int* count, absl::Status* status) {
+  const absl::StatusOr<int> counted = CountCudaDevices();
+  *status = counted.status();
+  if (counted.ok()) *count = *counted;
+}
+
+void Create(const Checkpoint* checkpoint, const CudaEngineOptions* options, Engine** engine,
+            absl::Status* status) {
+  auto created = CreateCudaEngine(*checkpoint, *options);
   *status = created.status();
   if (created.ok()) *engine = created->release();
 }
+
+}  // namespace
+}  // namespace photon
+
+extern "C" __attribute__((visibility("default")))
+const photon::CudaPluginEntries photon_cuda_plugin = {.count_devices = photon::CountDevices,
+                                                      .create = photon::Create};

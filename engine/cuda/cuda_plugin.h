@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -11,22 +12,43 @@
 
 namespace photon {
 
-// Changes with every change of the entry point or of a type that passes it.
-inline constexpr uint32_t kCudaPluginVersion = 1;
+// Changes with every change of CudaPluginEntries or of a type that passes through them.
+inline constexpr uint32_t kCudaPluginVersion = 2;
 
 inline constexpr char kCudaPluginFile[] = "libphoton_cuda_plugin.so";
-inline constexpr char kCudaPluginEntry[] = "PhotonCreateCudaEngine";
+inline constexpr char kCudaPluginSymbol[] = "photon_cuda_plugin";
 
-// The entry point. `version` is the caller's kCudaPluginVersion; program and module come from one
-// build, so their types are the same. On success *engine is the caller's to delete.
-using CudaPluginEntry = void (*)(uint32_t version, const Checkpoint* checkpoint,
-                                 const CudaEngineOptions* options, Engine** engine,
-                                 absl::Status* status);
+// What a module exports as kCudaPluginSymbol. Program and module come from one build, so their
+// types are the same; `version`, which stays first, tells where they do not.
+struct CudaPluginEntries {
+  uint32_t version = kCudaPluginVersion;
+  // CountCudaDevices().
+  void (*count_devices)(int* count, absl::Status* status) = nullptr;
+  // CreateCudaEngine(). On success *engine is the caller's to delete.
+  void (*create)(const Checkpoint* checkpoint, const CudaEngineOptions* options, Engine** engine,
+                 absl::Status* status) = nullptr;
+};
 
-// CreateCudaEngine() of the module, which is looked for beside the program and then where the
-// system looks for libraries. kFailedPrecondition also where the module or a library that it needs
-// is missing, or comes from another build. The module stays open for the life of the program.
-absl::StatusOr<std::unique_ptr<Engine>> OpenCudaEngine(const Checkpoint& checkpoint,
-                                                       const CudaEngineOptions& options);
+// The module, open for the rest of the program's life.
+class CudaPlugin {
+ public:
+  // `path`; or, where it is empty, kCudaPluginFile beside the program and then where the system
+  // looks for libraries. kFailedPrecondition: the module or a library that it needs is missing, or
+  // it comes from another build.
+  static absl::StatusOr<CudaPlugin> Open(const std::string& path);
+
+  // The functions of the same names that are in cuda_engine.h.
+  absl::StatusOr<int> CountDevices() const;
+  absl::StatusOr<std::unique_ptr<Engine>> CreateEngine(const Checkpoint& checkpoint,
+                                                       const CudaEngineOptions& options) const;
+
+ private:
+  explicit CudaPlugin(const CudaPluginEntries* entries) : entries_(entries) {}
+
+  const CudaPluginEntries* entries_;
+};
+
+// Whether NVIDIA's driver is installed, of which a program that finds no module can still say so.
+bool HasCudaDriver();
 
 }  // namespace photon

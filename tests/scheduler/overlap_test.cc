@@ -3,15 +3,14 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
-#include <condition_variable>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <span>
 #include <utility>
 #include <vector>
 
+#include "tests/scheduler/gate.h"
 #include "tests/scheduler/scheduler_harness.h"
 
 namespace photon {
@@ -19,26 +18,6 @@ namespace {
 
 using std::chrono::milliseconds;
 using ::testing::SizeIs;
-
-// Holds whoever passes until it is opened, once for each passage. It may be opened before.
-class Gate {
- public:
-  void Pass() {
-    std::unique_lock lock(mutex_);
-    opened_.wait(lock, [&] { return is_open_; });
-    is_open_ = false;
-  }
-  void Open() {
-    std::lock_guard lock(mutex_);
-    is_open_ = true;
-    opened_.notify_all();
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable opened_;
-  bool is_open_ = false;
-};
 
 // Reports a meta-context's tokens as its step's last act, so that they are left over for the next
 // step, in which it first waits at the gate.

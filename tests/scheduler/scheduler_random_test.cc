@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <random>
 #include <span>
 #include <utility>
@@ -37,6 +38,7 @@ struct Tally {
   int64_t expired_pins = 0;       // that ended by themselves
   int64_t settled = 0;            // times that everything ended undisturbed
   int64_t cached_on_arrival = 0;  // sequences that found their prompt's beginning in the cache
+  int64_t moved = 0;              // sequences that went on on another device
 };
 
 struct Live {
@@ -51,21 +53,30 @@ struct PinnedText {
   TimePoint until;
 };
 
-// A scheduler, and the clients that keep it busy.
+// A scheduler over some devices, and the clients that keep it busy.
 class World {
  public:
-  World(uint32_t seed, Tally* tally) : random_(seed), tally_(tally), engine_(Shape(seed)) {
+  World(uint32_t seed, int num_devices, Tally* tally)
+      : random_(seed), tally_(tally), engine_(Shape(seed)) {
     SchedulerOptions options;
     options.max_queue = Uniform(6, 20);
     options.reserved_output_percent = std::array{100, 0, 50}[seed % 3];
     options.preempt_for_fairness = seed / 3 % 2 == 0;
     options.max_pause = milliseconds(8);
-    scheduler_ = *Scheduler::Create(&engine_, &clock_, options);
-    engine_.on_step = [this](std::span<const Row> rows) {
-      clock_.Advance(microseconds(100));
-      NoteAdoptions(rows);
-      return absl::OkStatus();
-    };
+    std::vector<Engine*> engines;
+    for (int device = 0; device < num_devices; ++device) {
+      EngineShape shape = engine_.shape();
+      // What is long fits on the first device alone, now and then.
+      if (device > 0) shape.num_pages = Uniform(shape.num_pages / 2, shape.num_pages + 5);
+      devices_.push_back(std::make_unique<FakeEngine>(shape));
+      devices_.back()->on_step = [this, device](std::span<const Row> rows) {
+        clock_.Advance(microseconds(100));
+        NotePlaces(device, rows);
+        return absl::OkStatus();
+      };
+      engines.push_back(devices_.back().get());
+    }
+    scheduler_ = *Scheduler::Create(engines, &clock_, options);
     for (std::vector<TokenId>& document : documents_) document = RandomTokens(Uniform(20, 90));
     // Documents of the same beginning, too.
     documents_[1].assign(documents_[0].begin(), documents_[0].begin() + 15);
@@ -227,7 +238,10 @@ class World {
       Check();
     }
     ++tally_->settled;
-    ASSERT_TRUE(scheduler_->RunStep().ok());
+    // A step of rows that have ended may still be computed.
+    do {
+      ASSERT_TRUE(scheduler_->RunStep().ok());
+    } while (scheduler_->stats().num_running > 0);
     EXPECT_EQ(scheduler_->stats().pages_in_use, 0);
   }
 
@@ -239,6 +253,14 @@ class World {
     ASSERT_GE(std::min({stats.pages_free, stats.pages_in_use, stats.pages_cached}), 0);
     ASSERT_GE(stats.pages_pinned, 0);
     ASSERT_LE(stats.num_paused, stats.num_running);
+    DeviceStats sum;
+    for (const DeviceStats& device : stats.devices) {
+      sum += device;
+      ASSERT_EQ(device.pages_free + device.pages_in_use + device.pages_cached + device.pages_pinned,
+                device.num_pages);
+    }
+    ASSERT_EQ(sum.num_pages, stats.num_pages);
+    ASSERT_EQ(sum.num_running, stats.num_running);
     std::erase_if(live_, [&](const Live& live) {
       EXPECT_LE(live.record->finish_calls, 1);
       if (live.record->end.has_value()) CheckEnded(live);
@@ -302,25 +324,26 @@ class World {
     }
   }
 
-  // Inside a step: a sequence goes on where the step before left it, but on another page.
-  void NoteAdoptions(std::span<const Row> rows) {
-    std::map<uint32_t, Place> places;
+  // Inside a step, on the device's thread: a sequence goes on where the step before left it, but on
+  // another page, or on another device.
+  void NotePlaces(int device, std::span<const Row> rows) {
+    const EngineShape& shape = engine_.shape();
+    std::lock_guard lock(places_mutex_);
     for (const Row& row : rows) {
-      const int whole = row.cached_tokens + static_cast<int>(row.input.size()) /
-                                                engine_.shape().meta_tokens *
-                                                engine_.shape().meta_tokens;
-      Place& place = places[row.sampling.query];
-      place.end = whole + (row.decode ? engine_.shape().meta_tokens : 0);
-      place.pages.assign(row.pages.begin(), row.pages.end());
-      const auto before = places_.find(row.sampling.query);
-      if (before == places_.end() || before->second.end != row.cached_tokens) continue;
-      const int full = row.cached_tokens / engine_.shape().page_tokens;
-      if (!std::equal(place.pages.begin(), place.pages.begin() + full,
-                      before->second.pages.begin())) {
+      const int whole = row.cached_tokens +
+                        static_cast<int>(row.input.size()) / shape.meta_tokens * shape.meta_tokens;
+      const Place before =
+          std::exchange(places_[row.sampling.query],
+                        {.device = device,
+                         .end = whole + (row.decode ? shape.meta_tokens : 0),
+                         .pages = std::vector<PageId>(row.pages.begin(), row.pages.end())});
+      if (before.device >= 0 && before.device != device) ++tally_->moved;
+      if (before.device != device || before.end != row.cached_tokens) continue;
+      const int full = row.cached_tokens / shape.page_tokens;
+      if (!std::equal(row.pages.begin(), row.pages.begin() + full, before.pages.begin())) {
         ++tally_->adoptions;
       }
     }
-    places_ = std::move(places);
   }
 
   void Finish() {
@@ -355,6 +378,7 @@ class World {
   }
 
   struct Place {
+    int device = -1;
     int end = 0;
     std::vector<PageId> pages;
   };
@@ -362,23 +386,28 @@ class World {
   std::mt19937 random_;
   Tally* const tally_;
   FakeClock clock_;
-  FakeEngine engine_;
+  const FakeEngine engine_;  // that never steps: what all of them are
+  std::vector<std::unique_ptr<FakeEngine>> devices_;
   std::unique_ptr<Scheduler> scheduler_;
   bool draining_ = false;
   std::array<std::vector<TokenId>, 4> documents_;
   uint32_t num_requests_ = 0;
   std::vector<Live> live_;
   std::vector<PinnedText> pins_;
-  std::map<uint32_t, Place> places_;  // by query; the engine's thread
+  std::mutex places_mutex_;
+  std::map<uint32_t, Place> places_;  // by query
   int64_t accepted_ = 0;
   int64_t ended_ = 0;
 };
 
-TEST(SchedulerRandom, NoPageIsLostAndNoTokenIsWrong) {
+class SchedulerRandom : public ::testing::TestWithParam<int> {};
+
+TEST_P(SchedulerRandom, NoPageIsLostAndNoTokenIsWrong) {
+  const int num_devices = GetParam();
   Tally tally;
   for (uint32_t seed = 1; seed <= 12 && !HasFailure(); ++seed) {
     SCOPED_TRACE(seed);
-    World(seed, &tally).RunEvents();
+    World(seed, num_devices, &tally).RunEvents();
   }
   // The small worlds are worth nothing unless this happens in them.
   const SchedulerStats& stats = tally.stats;
@@ -401,7 +430,11 @@ TEST(SchedulerRandom, NoPageIsLostAndNoTokenIsWrong) {
     EXPECT_GT(ends(end), 100) << SequenceEndName(end);
   }
   EXPECT_GT(ends(SequenceEnd::kDrained), 0);
+  EXPECT_EQ(tally.moved > 0, num_devices > 1);
 }
+
+INSTANTIATE_TEST_SUITE_P(OnDevices, SchedulerRandom, ::testing::Values(1, 2, 3),
+                         ::testing::PrintToStringParamName());
 
 }  // namespace
 }  // namespace photon

@@ -361,6 +361,24 @@ TEST(CpuEngine, AShareOfTheFreeMemoryMakesAsManyPagesAsItHolds) {
   EXPECT_LT(pool, 2e-3 * static_cast<double>(*free));
 }
 
+TEST(CpuEngine, MoreMemoryThanIsFreeIsRefusedBeforeItIsTaken) {
+  const auto checkpoint = RandomCheckpoint(SmallConfigs()[0].config);
+  const auto free = FreeHostMemory();
+  ASSERT_TRUE(free.ok());
+  CpuEngineOptions options = SmallOptions();
+  options.kv_memory = MemoryBudget::Bytes(2 * *free);
+  const absl::Status too_large = CreateCpuEngine(*checkpoint, options).status();
+  EXPECT_EQ(too_large.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(too_large.message()),
+              HasSubstr("bytes are free once the weights are loaded"));
+
+  options = SmallOptions();
+  options.promised_bytes = 2 * *free;
+  const absl::Status full = CreateCpuEngine(*checkpoint, options).status();
+  EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(full.message()), HasSubstr("bytes needed, 0 free"));
+}
+
 TEST(CpuEngine, TopLogprobsHoldTheChosenTokenFirstUnderGreedy) {
   const NamedConfig named = SmallConfigs()[0];
   const auto checkpoint = RandomCheckpoint(named.config);

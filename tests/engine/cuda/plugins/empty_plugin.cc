@@ -1,0 +1,4 @@
+// A module that has nothing to do with engines.
+extern "C" int PhotonNothing() {
+  return 0;
+}
