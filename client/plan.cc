@@ -188,8 +188,7 @@ absl::StatusOr<Plan> MakePlan(const PlanOptions& options) {
   return plan;
 }
 
-absl::StatusOr<Measurements> ReadMeasurements(const std::string& path,
-                                              const PlanOptions& options) {
+absl::StatusOr<Measurements> ReadMeasurements(const std::string& path, const PlanOptions& options) {
   std::ifstream file(path, std::ios::binary);
   const std::string text{std::istreambuf_iterator<char>(file), {}};
   if (!file) return absl::NotFoundError(absl::StrCat(path, ": cannot be read"));
@@ -214,9 +213,8 @@ absl::StatusOr<Measurements> ReadMeasurements(const std::string& path,
       m.rows = row.at("batch").get<int>();
       m.tokens_per_second = row.at("tokens_per_second").get<double>();
       if (HasRates(options.machine)) {
-        m.share_of_bound =
-            m.tokens_per_second /
-            BoundRate(options, m.phase, m.rows, measured.context).tokens_per_second;
+        m.share_of_bound = m.tokens_per_second /
+                           BoundRate(options, m.phase, m.rows, measured.context).tokens_per_second;
       }
     }
     return measured;

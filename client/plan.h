@@ -69,9 +69,9 @@ struct Plan {
   int64_t memory_bytes = 0;  // of the device: all that it has, or on a processor all that is needed
   int64_t host_bytes = 0;    // of the process in the host's memory
   int64_t num_pages = 0;
-  int64_t sequences = 0;      // of `context` tokens that the pool holds at a time
-  std::string kv_memory;      // as photon-server's flag takes it
-  std::vector<Rate> rates;    // of one sequence and of as many as run; empty: rates are unknown
+  int64_t sequences = 0;    // of `context` tokens that the pool holds at a time
+  std::string kv_memory;    // as photon-server's flag takes it
+  std::vector<Rate> rates;  // of one sequence and of as many as run; empty: rates are unknown
 };
 
 // kInvalidArgument: an option out of range, saying which and the limit. kResourceExhausted: it does
@@ -81,7 +81,8 @@ absl::StatusOr<Plan> MakePlan(const PlanOptions& options);
 // The most that arithmetic allows for `phase`, as in Rate, on a machine of known rates.
 Rate BoundRate(const PlanOptions& options, std::string_view phase, int rows, int context);
 
-// A figure of photon-engine-bench, and the bound of the plan's machine at the same rows and context.
+// A figure of photon-engine-bench, and the bound of the plan's machine at the same rows and
+// context.
 struct Measurement {
   std::string phase;
   int rows = 0;

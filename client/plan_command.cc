@@ -162,8 +162,7 @@ PlanCommand AddPlanCommand(CLI::App& app, const std::string& command_line) {
       ->capture_default_str()
       ->type_name("FORM")
       ->group(output);
-  return {command,
-          [=](const Terminal& terminal) { return Run(*flags, command_line, terminal); }};
+  return {command, [=](const Terminal& terminal) { return Run(*flags, command_line, terminal); }};
 }
 
 }  // namespace photon

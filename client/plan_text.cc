@@ -74,8 +74,8 @@ std::string PlanText(const Plan& plan, const std::optional<Measurements>& measur
       {"memory", MemoryLine(plan)},
       {"host", absl::StrCat(Size(plan.host_bytes), " of the process")},
       {"fits", absl::StrCat(Grouped(plan.num_pages), " pages, ", Grouped(plan.sequences),
-                            " sequences that share nothing; max-rows lets ",
-                            Grouped(plan.max_rows), " run at a time")},
+                            " sequences that share nothing; max-rows lets ", Grouped(plan.max_rows),
+                            " run at a time")},
   };
   std::string text;
   for (const auto& [name, value] : facts) absl::StrAppendFormat(&text, "%-12s %s\n", name, value);

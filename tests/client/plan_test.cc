@@ -158,10 +158,9 @@ TEST(Measurements, StandBesideTheBoundAtTheirOwnRowsAndContext) {
   ASSERT_TRUE(measured.ok()) << measured.status();
   ASSERT_FALSE(measured->rows.empty());
   for (const Measurement& m : measured->rows) {
-    EXPECT_DOUBLE_EQ(
-        m.share_of_bound,
-        m.tokens_per_second /
-            BoundRate(options, m.phase, m.rows, measured->context).tokens_per_second);
+    EXPECT_DOUBLE_EQ(m.share_of_bound,
+                     m.tokens_per_second /
+                         BoundRate(options, m.phase, m.rows, measured->context).tokens_per_second);
     EXPECT_LT(m.share_of_bound, 1) << m.phase << ", " << m.rows;
   }
   EXPECT_THAT(PlanText(*MakePlan(options), *measured),
