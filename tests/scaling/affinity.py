@@ -22,9 +22,9 @@ def story(number, sentences=12):
     )
 
 
-def ask(address, *, contexts, questions, clients, affinity=None):
-    """Asks `questions` about each of `contexts` documents, and as many prompts that begin with one of as many
-    texts. Clients set the affinity of calls unless `affinity` does."""
+def ask(address, *, contexts, questions, clients, kinds=("prompts", "documents"), affinity=None):
+    """Asks `questions` about each of `contexts` documents, and sends as many prompts that begin with one of as
+    many texts. photon_client chooses the affinity of prompts unless `affinity` does; "" is none."""
     parameters = {"max_tokens": 4, "temperature": 0, "timeout_s": PATIENCE_S}
     with photon_client.Client(address) as client:
 
@@ -38,7 +38,8 @@ def ask(address, *, contexts, questions, clients, affinity=None):
                 client.ask(read, [f" Question {question}"], **parameters)
 
         with concurrent.futures.ThreadPoolExecutor(clients) as pool:
-            tasks = [pool.submit(task, n) for n in range(contexts) for task in (prompts, document)]
+            work = [{"prompts": prompts, "documents": document}[kind] for kind in kinds]
+            tasks = [pool.submit(task, n) for n in range(contexts) for task in work]
             for task in tasks:
                 task.result()
 
