@@ -42,8 +42,9 @@ class ServerProcess:
                 self.http_url = match.group(1)
             if match := re.search(r"health on \S+:(\d+)", line):
                 self.health_address = "127.0.0.1:" + match.group(1)
-            if match := re.search(r"serving \S+ on \S+:(\d+)", line):
-                self.address = "127.0.0.1:" + match.group(1)
+            if match := re.search(r"serving \S+ on (\S+):(\d+)", line):
+                host = match.group(1) if match.group(1).startswith("127.") else "127.0.0.1"
+                self.address = f"{host}:{match.group(2)}"
                 break
         # A pipe that nobody reads would hold up the server's log.
         self._reader = threading.Thread(target=lambda: self._lines.extend(self._process.stderr))
@@ -79,6 +80,14 @@ class ServerProcess:
             raise
         if code != 0:
             raise RuntimeError(f"photon-server ended with {code}:\n{self.log}")
+
+
+def own_addresses(number):
+    """(gRPC, HTTP) to listen on, which stay free while nobody listens there, for a server that is started again:
+    any connection may take a free port of 127.0.0.1. Of this process, and each number other ones."""
+    pid = os.getpid()
+    host = f"127.{1 + (pid >> 16) % 254}.{(pid >> 8) % 256}.{pid % 256}"
+    return f"{host}:{20000 + number}", f"{host}:{28000 + number}"
 
 
 @contextlib.contextmanager

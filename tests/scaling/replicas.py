@@ -1,6 +1,7 @@
 """Three real photon-servers behind a real Envoy that runs the configuration of deploy/envoy."""
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -68,7 +69,7 @@ class Envoy:
         admin = directory / "admin"
         self._process = subprocess.Popen(
             [ENVOY, "-c", configuration, "--concurrency", "1", "--disable-hot-restart"]
-            + ["--log-level", "warning", "--file-flush-interval-msec", "100"]
+            + ["--drain-strategy", "immediate", "--log-level", "warning", "--file-flush-interval-msec", "100"]
             + ["--admin-address-path", admin],
             cwd=directory,
             stdin=subprocess.DEVNULL,
@@ -77,7 +78,7 @@ class Envoy:
         )
         try:
             eventually(lambda: self._running() and admin.exists() and admin.read_text())
-            self._admin = admin.read_text()
+            self.admin_address = admin.read_text()
             listeners = eventually(
                 lambda: self.admin("/listeners?format=json").get("listener_statuses")
             )
@@ -95,7 +96,7 @@ class Envoy:
         return True
 
     def admin(self, path):
-        with urllib.request.urlopen(f"http://{self._admin}{path}", timeout=PATIENCE_S) as answer:
+        with urllib.request.urlopen(f"http://{self.admin_address}{path}", timeout=PATIENCE_S) as answer:
             return json.load(answer)
 
     def healthy(self):
@@ -135,12 +136,15 @@ def envoy(servers, *args, **settings):
 class Replicas:
     """Servers that can be ended and started again at their addresses."""
 
+    _numbers = itertools.count()
+
     def __init__(self, number=3, *flags):
         self._flags = flags
+        self._addresses = [programs.own_addresses(next(self._numbers)) for _ in range(number)]
         self.servers = []
         try:
-            for _ in range(number):
-                self.servers.append(programs.ServerProcess(*flags))
+            for index in range(number):
+                self.servers.append(self._start(index))
         except BaseException:
             self.stop()
             raise
@@ -148,11 +152,12 @@ class Replicas:
     def __getitem__(self, index):
         return self.servers[index]
 
+    def _start(self, index):
+        listen, http_listen = self._addresses[index]
+        return programs.ServerProcess(*self._flags, listen=listen, http_listen=http_listen)
+
     def restart(self, index):
-        old = self.servers[index]
-        self.servers[index] = programs.ServerProcess(
-            *self._flags, listen=old.address, http_listen=old.http_url.split("/")[2]
-        )
+        self.servers[index] = self._start(index)
 
     def stop(self):
         for server in self.servers:
