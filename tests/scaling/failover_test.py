@@ -1,9 +1,11 @@
 """Replicas come and go under load: what Envoy and the servers do about it, request by request."""
 
+import json
 import signal
 import sys
 import unittest
 
+import affinity
 import grpc
 from photon.v1 import generation_pb2 as pb
 from photon.v1 import generation_pb2_grpc
@@ -20,15 +22,15 @@ def table(rows):
     return "\n".join(lines)
 
 
-def drain(server, envoy):
-    """The exit code of a replica that had a long stream when it was told to drain, so that it was there until
-    Envoy had heard of it: as in a cluster, where a pause makes sure of that."""
+def drain(server, noticed):
+    """The exit code of a replica that is told to drain. A long stream holds it until `noticed()`, as in a cluster
+    a pause does: until whoever balances has heard that it drains."""
     request = pb.GenerateRequest(parameters={"max_tokens": 2000, "stop": {"ignore_eos": True}})
     with grpc.insecure_channel(server.address) as channel:
         stream = generation_pb2_grpc.GenerationServiceStub(channel).Generate(request)
         next(stream)
         server.signal(signal.SIGTERM)
-        replicas.eventually(lambda: server.address not in envoy.healthy()["replicas"])
+        replicas.eventually(noticed)
         stream.cancel()
         return server.wait()
 
@@ -56,7 +58,8 @@ def failover(clients, max_tokens, between):
             between(load)
             replicas.eventually(lambda: killed not in envoy.healthy()["replicas"])
             mark("one killed")
-            drained = drain(servers[1], envoy)
+            leaving = servers[1].address
+            drained = drain(servers[1], lambda: leaving not in envoy.healthy()["replicas"])
             between(load)
             mark("another drained")
             servers.restart(0)
@@ -105,6 +108,46 @@ class FailoverTest(unittest.TestCase):
             self.assertIn(request.error.name, ("INTERNAL", "UNAVAILABLE"))
         replicas_used = {line["replica"] for line in log.values()}
         self.assertEqual(len(replicas_used), 3)
+
+    def test_stock_clients_that_balance_themselves_try_a_refused_call_elsewhere(self):
+        """With gRPC's round robin and retry policy, and no Envoy."""
+        config = {
+            "loadBalancingConfig": [{"round_robin": {}}],
+            "methodConfig": [
+                {
+                    "name": [{"service": "photon.v1.GenerationService"}],
+                    "retryPolicy": {
+                        "maxAttempts": 5,
+                        "initialBackoff": "0.05s",
+                        "maxBackoff": "1s",
+                        "backoffMultiplier": 2,
+                        "retryableStatusCodes": ["UNAVAILABLE"],
+                    },
+                }
+            ],
+        }
+        options = [("grpc.service_config", json.dumps(config))]
+        request = pb.GenerateRequest(parameters={"max_tokens": 1})
+        with replicas.replicas(2, *FLAGS) as servers:
+            target = "ipv4:" + ",".join(server.address for server in servers.servers)
+            with grpc.insecure_channel(target, options=options) as channel:
+                stub = generation_pb2_grpc.GenerationServiceStub(channel)
+
+                def generate():
+                    return list(stub.Generate(request, timeout=replicas.PATIENCE_S))
+
+                def both_had_some():
+                    generate()
+                    return all(affinity.prompt_tokens([server])[0] for server in servers.servers)
+
+                replicas.eventually(both_had_some)
+
+                def refuses():
+                    for _ in range(10):
+                        self.assertTrue(generate()[-1].HasField("result"))
+                    return True
+
+                self.assertEqual(drain(servers[0], refuses), 0)
 
 
 if __name__ == "__main__":
