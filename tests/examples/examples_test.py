@@ -57,6 +57,13 @@ class ExamplesTest(unittest.TestCase):
         self.assertRegex(printed, r"samples voted: '")
         self.assertIn("parameters.sampling.top_p: expected (0, 1]", printed)
 
+    def test_python_readme(self):
+        text = (ROOT / "client/python/README.md").read_text()
+        code = re.search("```python\n(.*?)```", text, re.DOTALL).group(1)
+        self.assertIn("127.0.0.1:50051", code)
+        code = code.replace("127.0.0.1:50051", self.server.address)
+        self.assertRegex(self.run_example(sys.executable, "-c", code), r"FinishReason\.\w+ \d+\n$")
+
     def test_python_many_questions(self):
         printed = self.run_example(sys.executable, EXAMPLES / "python/many_questions.py")
         self.assertGreaterEqual(printed.count("... "), 7)
