@@ -1,6 +1,7 @@
 // How much memory a latent pool may take.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -28,8 +29,12 @@ class MemoryBudget {
   int64_t Resolve(int64_t free_bytes) const {
     return is_share() ? static_cast<int64_t>(share_ * static_cast<double>(free_bytes)) : bytes_;
   }
-  // An equal part of it for each of `parts`, at least 1.
-  MemoryBudget DividedBy(int parts) const { return MemoryBudget(bytes_ / parts, share_ / parts); }
+  // Where `parts` pools take equal parts of it one after the other: the budget of number `index`,
+  // as a share of what those before it have left.
+  MemoryBudget Part(int index, int parts) const {
+    const double part = share_ / parts;
+    return MemoryBudget(bytes_ / parts, part == 0 ? 0 : std::min(1.0, part / (1 - index * part)));
+  }
   // "536870912 bytes" or "60% of what is free".
   std::string ToString() const;
 

@@ -20,12 +20,24 @@ void LogReport(const AccessControl::Report& report) {
   if (!report.is_error) spdlog::info("{}", report.text);
 }
 
+// The shape of a server: of one of its engines, with the pages and rows of all.
+EngineShape ShapeOfAll(std::span<Engine* const> engines) {
+  EngineShape shape = engines.front()->shape();
+  for (const Engine* engine : engines.subspan(1)) {
+    shape.num_pages += engine->shape().num_pages;
+    shape.max_rows += engine->shape().max_rows;
+    shape.device += ", " + engine->shape().device;
+  }
+  return shape;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& options,
                                                       const SchedulerOptions& scheduler_options,
-                                                      ModelFacts model, Engine* engine) {
-  model.shape = engine->shape();
+                                                      ModelFacts model,
+                                                      std::span<Engine* const> engines) {
+  model.shape = ShapeOfAll(engines);
   std::vector<std::string> problems = options.Validate();
   const std::vector<GenerationMode>& modes = model.shape.modes;
   if (std::find(modes.begin(), modes.end(), model.default_mode) == modes.end()) {
@@ -38,8 +50,13 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   }
   auto clock = std::make_unique<SteadyClock>();
   auto metrics = std::make_unique<ServingMetrics>(model.name, PHOTON_VERSION, model.shape);
-  auto measured = std::make_unique<MeasuredEngine>(engine, clock.get(), metrics.get());
-  auto scheduler = Scheduler::Create(measured.get(), clock.get(), scheduler_options);
+  std::vector<std::unique_ptr<MeasuredEngine>> measured;
+  std::vector<Engine*> stepped;
+  for (Engine* engine : engines) {
+    measured.push_back(std::make_unique<MeasuredEngine>(engine, clock.get(), metrics.get()));
+    stepped.push_back(measured.back().get());
+  }
+  auto scheduler = Scheduler::Create(stepped, clock.get(), scheduler_options);
   if (!scheduler.ok()) problems.emplace_back(scheduler.status().message());
   AccessOptions access_options = options.access;
   access_options.open_administration = options.IsLocal();
@@ -58,13 +75,14 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
 }
 
 Server::Server(const ServerOptions& options, ModelFacts model, std::unique_ptr<SteadyClock> clock,
-               std::unique_ptr<ServingMetrics> metrics, std::unique_ptr<MeasuredEngine> engine,
+               std::unique_ptr<ServingMetrics> metrics,
+               std::vector<std::unique_ptr<MeasuredEngine>> engines,
                std::unique_ptr<Scheduler> scheduler, std::unique_ptr<AccessControl> access)
     : options_(options),
       model_(std::move(model)),
       clock_(std::move(clock)),
       metrics_(std::move(metrics)),
-      engine_(std::move(engine)),
+      engines_(std::move(engines)),
       scheduler_(std::move(scheduler)),
       access_(std::move(access)),
       health_service_({v1::GenerationService::service_full_name(),

@@ -1,12 +1,15 @@
-// The gRPC server around one engine: services, limits, and the way down.
+// The gRPC server around the engines of one model: services, limits, and the way down.
 //
 //   gRPC's threads:   parse, submit, write
-//   the loop thread:  Scheduler::RunStep, again and again; it alone touches the engine
+//   the loop thread:  Scheduler::RunStep, again and again; it alone touches the engines
 #pragma once
 
 #include <memory>
+#include <span>
 #include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -33,12 +36,18 @@ namespace photon {
 
 class Server {
  public:
-  // Listens and serves. `engine`, and the tokenizer in `model`, outlive the server; `model.shape`
-  // is filled in here. kInvalidArgument: options that make no sense, every one named. kUnavailable:
-  // the address cannot be bound.
+  // Listens and serves. The engines, at least one, and the tokenizer in `model` outlive the server;
+  // `model.shape` is filled in here. kInvalidArgument: options that make no sense, every one named.
+  // kUnavailable: the address cannot be bound.
   static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerOptions& options,
                                                        const SchedulerOptions& scheduler_options,
-                                                       ModelFacts model, Engine* engine);
+                                                       ModelFacts model,
+                                                       std::span<Engine* const> engines);
+  static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerOptions& options,
+                                                       const SchedulerOptions& scheduler_options,
+                                                       ModelFacts model, Engine* engine) {
+    return Start(options, scheduler_options, std::move(model), std::span(&engine, 1));
+  }
 
   // Ends what still runs at once.
   ~Server();
@@ -62,7 +71,7 @@ class Server {
   // then end with what they have. Any thread.
   void Drain();
 
-  // Blocks until the server has drained or its engine failed, then stops it. The engine's error.
+  // Blocks until the server has drained or an engine failed, then stops it. The engine's error.
   absl::Status Wait();
 
   SchedulerStats stats() const { return scheduler_->stats(); }
@@ -70,8 +79,9 @@ class Server {
  private:
   // `options` with limits that the scheduler's queue allows.
   Server(const ServerOptions& options, ModelFacts model, std::unique_ptr<SteadyClock> clock,
-         std::unique_ptr<ServingMetrics> metrics, std::unique_ptr<MeasuredEngine> engine,
-         std::unique_ptr<Scheduler> scheduler, std::unique_ptr<AccessControl> access);
+         std::unique_ptr<ServingMetrics> metrics,
+         std::vector<std::unique_ptr<MeasuredEngine>> engines, std::unique_ptr<Scheduler> scheduler,
+         std::unique_ptr<AccessControl> access);
 
   CallEnvironment Calls();
 
@@ -88,7 +98,7 @@ class Server {
   const ModelFacts model_;
   const std::unique_ptr<SteadyClock> clock_;
   const std::unique_ptr<ServingMetrics> metrics_;
-  const std::unique_ptr<MeasuredEngine> engine_;
+  const std::vector<std::unique_ptr<MeasuredEngine>> engines_;
   const std::unique_ptr<Scheduler> scheduler_;
   const std::unique_ptr<AccessControl> access_;
   RequestRegistry requests_;

@@ -48,7 +48,7 @@ class CudaPlugin {
   const CudaPluginEntries* entries_;
 };
 
-// Whether NVIDIA's driver is installed, of which a program that finds no module can still say so.
+// Whether NVIDIA's driver is installed; without it there is no use in opening a module.
 bool HasCudaDriver();
 
 }  // namespace photon

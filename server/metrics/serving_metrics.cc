@@ -3,7 +3,6 @@
 #include <prometheus/metric_family.h>
 #include <prometheus/text_serializer.h>
 
-#include <initializer_list>
 #include <iterator>
 #include <utility>
 
@@ -34,7 +33,7 @@ class Exposition {
   void Gauge(const char* name, const char* help, Number value) {
     Gauges(name, help, {{.value = static_cast<double>(value)}});
   }
-  void Gauges(const char* name, const char* help, std::initializer_list<Value> values) {
+  void Gauges(const char* name, const char* help, const std::vector<Value>& values) {
     MetricFamily& family = Add(name, help, MetricType::Gauge);
     for (const Value& value : values) NewMetric(family, value.labels).gauge.value = value.value;
   }
@@ -142,6 +141,23 @@ std::string ServingMetrics::Text(const SchedulerStats& stats,
   text.Gauges("latent_pages", "Cache pages by state.",
               {pages("free", stats.pages_free), pages("in_use", stats.pages_in_use),
                pages("cached", stats.pages_cached), pages("pinned", stats.pages_pinned)});
+  std::vector<Exposition::Value> running_of_devices, pages_of_devices;
+  for (size_t i = 0; i < stats.devices.size(); ++i) {
+    const DeviceStats& device = stats.devices[i];
+    const std::string name = std::to_string(i);
+    running_of_devices.push_back(
+        {.value = static_cast<double>(device.num_running), .labels = {{"device", name}}});
+    for (const auto& [state, count] :
+         {std::pair("free", device.pages_free), std::pair("in_use", device.pages_in_use),
+          std::pair("cached", device.pages_cached), std::pair("pinned", device.pages_pinned)}) {
+      pages_of_devices.push_back(
+          {.value = static_cast<double>(count), .labels = {{"device", name}, {"state", state}}});
+    }
+  }
+  text.Gauges("device_num_requests_running",
+              "Requests that hold cache pages of a device, paused ones included.",
+              running_of_devices);
+  text.Gauges("device_latent_pages", "Cache pages of a device by state.", pages_of_devices);
   text.Gauge("num_pins", "Prompts that are kept in the cache, as documents are.", stats.num_pins);
 
   text.Counter("prompt_tokens_total", "Prompt tokens of requests that began to run.",

@@ -26,6 +26,8 @@ LABELS = {
     "photon_build_info": {"version"},
     "photon_cache_config_info": {"page_tokens", "num_pages"},
     "photon_latent_pages": {"state"},
+    "photon_device_num_requests_running": {"device"},
+    "photon_device_latent_pages": {"device", "state"},
     "photon_requests_total": {"finish_reason"},
     "photon_admission_rejections_total": {"reason"},
 }

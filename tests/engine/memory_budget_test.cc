@@ -67,6 +67,20 @@ TEST(MemoryBudget, ItSaysWhatItIs) {
   EXPECT_EQ(MemoryBudget::ShareOfFree(0.25).ToString(), "25% of what is free");
 }
 
+TEST(MemoryBudget, PartsTakenOneAfterTheOtherAreEqual) {
+  for (const double share : {0.001, 0.4, 1.0}) {
+    const int64_t free_bytes = 1'000'000'000;
+    int64_t left = free_bytes;
+    for (int i = 0; i < 3; ++i) {
+      const MemoryBudget part = MemoryBudget::ShareOfFree(share).Part(i, 3);
+      EXPECT_TRUE(part.is_valid());
+      EXPECT_NEAR(static_cast<double>(part.Resolve(left)), share * free_bytes / 3, 10);
+      left -= part.Resolve(left);
+    }
+  }
+  EXPECT_EQ(MemoryBudget::Bytes(900).Part(2, 3), MemoryBudget::Bytes(300));
+}
+
 TEST(MemoryBudget, OnlyPositiveAmountsAreValid) {
   EXPECT_TRUE(MemoryBudget::Bytes(1).is_valid());
   EXPECT_FALSE(MemoryBudget::Bytes(0).is_valid());
