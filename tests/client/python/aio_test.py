@@ -5,6 +5,7 @@ import unittest
 
 from photon_client import (
     AsyncClient,
+    CancelledError,
     DeadlineExceededError,
     HealthStatus,
     InvalidArgumentError,
@@ -88,6 +89,25 @@ class AsyncClientTest(unittest.IsolatedAsyncioTestCase):
                 async with client.stream(STORY, max_tokens=900, ignore_eos=True) as stream:
                     await anext(stream)
                 await client.generate(STORY, max_tokens=1)
+
+    async def test_a_stream_may_be_cancelled_from_elsewhere(self):
+        stream = self.client.stream(STORY, max_tokens=1900, ignore_eos=True)
+        await anext(stream)
+        stream.cancel()
+        with self.assertRaises(CancelledError):
+            async for _ in stream:
+                pass
+        # The other way round: who cancels the task cancels the stream.
+        stream = self.client.stream(STORY, max_tokens=1900, ignore_eos=True)
+        await anext(stream)
+        waiting = asyncio.create_task(self.text_of(stream))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with self.assertRaises(asyncio.CancelledError):
+            await waiting
+
+    async def text_of(self, stream):
+        return "".join([chunk.text async for chunk in stream])
 
     async def test_a_call_waits_for_a_server_that_starts(self):
         address, _ = programs.own_addresses(2)

@@ -196,6 +196,14 @@ class FailureTest(unittest.TestCase):
             # The only row is free again.
             client.generate(STORY, max_tokens=1, timeout_s=PATIENCE_S)
 
+    def test_a_stream_may_be_cancelled_from_another_thread(self):
+        with programs.server(*SLOW) as server, Client(server.address) as client:
+            stream = client.stream(STORY, max_tokens=1900, ignore_eos=True, timeout_s=PATIENCE_S)
+            next(stream)
+            threading.Thread(target=stream.cancel).start()
+            with self.assertRaises(photon_client.CancelledError):
+                list(stream)
+
     def test_a_deadline_is_a_timeout(self):
         with programs.server(*SLOW) as server, Client(server.address) as client:
             with self.assertRaises(photon_client.DeadlineExceededError):

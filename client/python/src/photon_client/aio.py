@@ -45,6 +45,7 @@ class AsyncStream(AsyncIterator[types.Chunk]):
         self._rpc = start()
         self._messages = self._rpc.__aiter__()
         self._began = False
+        self._left = False
 
     @property
     def request_id(self) -> str:
@@ -53,6 +54,7 @@ class AsyncStream(AsyncIterator[types.Chunk]):
 
     def cancel(self) -> None:
         """Ends the call."""
+        self._left = True
         self._rpc.cancel()
 
     def __aiter__(self) -> AsyncStream:
@@ -62,17 +64,30 @@ class AsyncStream(AsyncIterator[types.Chunk]):
         while True:
             try:
                 message = await self._messages.__anext__()
+            except asyncio.CancelledError:
+                # grpc.aio says so of a call that was cancelled, too, which does not cancel the task.
+                task = asyncio.current_task()
+                if not self._left or (task is not None and task.cancelling()):
+                    raise
+                raise self._cancelled() from None
             except grpc.RpcError as failed:
                 error = errors.from_grpc(failed, self.request_id)
                 delay = None if self._began else self._call.attempts.delay_after(error)
                 if delay is None:
                     raise error from None
                 await asyncio.sleep(delay)
+                if self._left:
+                    raise self._cancelled() from None
                 self._rpc = self._start()
                 self._messages = self._rpc.__aiter__()
                 continue
             self._began = True
             return self._to_chunk(message)
+
+    def _cancelled(self) -> errors.CancelledError:
+        return errors.CancelledError(
+            "CANCELLED", "the stream was cancelled", request_id=self.request_id
+        )
 
     async def __aenter__(self) -> AsyncStream:
         return self
