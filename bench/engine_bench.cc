@@ -3,11 +3,14 @@
 // Prefill and decode throughput of a checkpoint, beside the bytes and operations that its shape
 // asks for and, on the CPU, the ceilings of the machine measured in the same run. Figures are
 // medians over --repeats.
+#include <sys/resource.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <fstream>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -17,6 +20,7 @@
 #include "engine/cpu/cpu_engine.h"
 #include "engine/cuda/cuda_plugin.h"
 #include "engine/engine.h"
+#include "engine/memory_budget.h"
 #include "engine/model/checkpoint.h"
 #include "engine/model/cost_model.h"
 
@@ -33,6 +37,8 @@ struct Flags {
   int steps = 8;
   int repeats = 5;
   std::vector<int> batches = {1, 2, 4, 8, 16, 32, 64};
+  std::vector<GenerationMode> modes;  // none: all that the checkpoint allows
+  std::string kv_memory = "1GiB";     // on the CPU
   std::string json;
 };
 
@@ -58,6 +64,10 @@ const char* ModeName(GenerationMode mode) {
       return "recgen";
   }
   return "";
+}
+
+double SecondsSince(std::chrono::steady_clock::time_point begin) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
 double Median(std::vector<double> values) {
@@ -124,11 +134,12 @@ class EngineBench {
     std::vector<TokenId> prompt(context);
     for (int i = 0; i < context; ++i) prompt[i] = (i * 7919 + 3) % shape.vocab_size;
     std::vector<std::vector<PageId>> pages;
+    const auto begin = std::chrono::steady_clock::now();
     for (int r = 0; r < batch; ++r) {
       pages.push_back(Pages(r * ((total + shape.page_tokens - 1) / shape.page_tokens), total));
-      const Row row{.input = prompt, .pages = pages[r], .decode = false};
-      Step(std::span(&row, 1));
+      Fill(prompt, pages[r]);
     }
+    const double fill_seconds = SecondsSince(begin);
     const double seconds = Time([&] {
       // Each repeat goes over the same positions again.
       for (int step = 0; step < flags_.steps; ++step) {
@@ -144,9 +155,15 @@ class EngineBench {
     });
     Report(ModeName(mode), batch, double{1} * batch * flags_.steps * meta / seconds,
            seconds / flags_.steps, DecodeCost(config_, mode, element_bytes_));
+    // Of whole contexts, attention over all that is before included.
+    report_["rows"].back()["fill_tokens_per_second"] =
+        context > 0 ? double{1} * batch * context / fill_seconds : 0;
   }
 
-  void WriteJson() const {
+  void WriteJson() {
+    rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    report_["peak_rss_bytes"] = int64_t{usage.ru_maxrss} * 1024;
     if (!flags_.json.empty()) std::ofstream(flags_.json) << report_.dump(2) << "\n";
   }
 
@@ -157,6 +174,19 @@ class EngineBench {
       pages.push_back(PageId{first + static_cast<int>(pages.size())});
     }
     return pages;
+  }
+
+  // Prefills one row, in as many steps as its length takes.
+  void Fill(std::span<const TokenId> prompt, std::span<const PageId> pages) {
+    const int piece = engine_->shape().max_prefill_tokens / engine_->shape().meta_tokens *
+                      engine_->shape().meta_tokens;
+    for (size_t done = 0; done < prompt.size(); done += piece) {
+      const Row row{.cached_tokens = static_cast<int>(done),
+                    .input = prompt.subspan(done, std::min<size_t>(piece, prompt.size() - done)),
+                    .pages = pages,
+                    .decode = false};
+      Step(std::span(&row, 1));
+    }
   }
 
   void Step(std::span<const Row> rows) {
@@ -174,8 +204,7 @@ class EngineBench {
     for (int i = 0; i < flags_.repeats; ++i) {
       const auto start = std::chrono::steady_clock::now();
       body();
-      seconds.push_back(
-          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+      seconds.push_back(SecondsSince(start));
     }
     return Median(seconds);
   }
@@ -228,6 +257,7 @@ absl::StatusOr<std::unique_ptr<Engine>> MakeEngine(const Flags& flags,
   using Compute = CpuEngineOptions::Compute;
   return CreateCpuEngine(checkpoint, {.compute = is_bf16 ? Compute::kBF16 : Compute::kF32,
                                       .threads = flags.threads,
+                                      .kv_memory = *MemoryBudget::Parse(flags.kv_memory),
                                       .max_rows = max_rows});
 }
 
@@ -242,7 +272,8 @@ int Run(const Flags& flags) {
     std::fprintf(stderr, "%s\n", engine.status().ToString().c_str());
     return 1;
   }
-  const std::vector<GenerationMode> modes = (*engine)->shape().modes;
+  const std::vector<GenerationMode> modes =
+      flags.modes.empty() ? (*engine)->shape().modes : flags.modes;
   EngineBench bench(flags, **checkpoint, *std::move(engine));
   bench.Prefill();
   for (const GenerationMode mode : modes) {
@@ -282,6 +313,15 @@ int main(int argc, char** argv) {
   app.add_option("--batches", flags.batches, "Rows per step")
       ->capture_default_str()
       ->check(CLI::Range(1, 4096));
+  using Mode = photon::GenerationMode;
+  app.add_option("--modes", flags.modes, "Of generation; all that the checkpoint allows")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, Mode>{
+          {"exact", Mode::kExact}, {"hiergen", Mode::kHierGen}, {"recgen", Mode::kRecGen}}));
+  app.add_option("--kv-memory", flags.kv_memory, "Of the CPU engine's cache: 512MiB, 60%")
+      ->capture_default_str()
+      ->check([](const std::string& text) {
+        return std::string(photon::MemoryBudget::Parse(text).status().message());
+      });
   app.add_option("--json", flags.json, "Also write the figures to this file");
   CLI11_PARSE(app, argc, argv);
   return photon::Run(flags);

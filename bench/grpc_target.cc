@@ -134,6 +134,7 @@ class GrpcTarget::Reader final : public grpc::ClientReadReactor<Response> {
         const v1::GenerationResult& result = output->result();
         sequence.prompt_tokens = result.usage().prompt_tokens();
         sequence.cached_tokens = result.usage().cached_tokens();
+        sequence.queue_ms = result.timings().queue_ms();
         sequence.finished = result.finish_reason() == v1::FINISH_REASON_LENGTH;
         if (!sequence.finished) {
           failure_ = absl::InternalError("a sequence ended with: " +
@@ -166,23 +167,35 @@ class GrpcTarget::Reader final : public grpc::ClientReadReactor<Response> {
 };
 
 absl::StatusOr<std::unique_ptr<GrpcTarget>> GrpcTarget::Connect(
-    const std::string& address, std::function<SchedulerStats()> stats) {
-  const auto channel = grpc::CreateChannel(address, grpc::InsecureChannelCredentials());
+    const std::string& address, int connections, std::function<SchedulerStats()> stats) {
+  std::vector<std::shared_ptr<grpc::Channel>> channels;
+  for (int i = 0; i < connections; ++i) {
+    grpc::ChannelArguments arguments;
+    // Otherwise channels to one address share a connection.
+    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    channels.push_back(
+        grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments));
+  }
+  const std::shared_ptr<grpc::Channel>& channel = channels.front();
   grpc::ClientContext context;
   context.set_wait_for_ready(true);
   context.set_deadline(std::chrono::system_clock::now() + kConnectTimeout);
   v1::GetModelInfoResponse info;
   const grpc::Status status = v1::ModelService::NewStub(channel)->GetModelInfo(&context, {}, &info);
   if (!status.ok()) return ToAbslStatus(status);
-  return std::unique_ptr<GrpcTarget>(new GrpcTarget(FactsOf(info), channel, std::move(stats)));
+  return std::unique_ptr<GrpcTarget>(new GrpcTarget(FactsOf(info), channels, std::move(stats)));
 }
 
-GrpcTarget::GrpcTarget(ServingFacts facts, const std::shared_ptr<grpc::Channel>& channel,
+GrpcTarget::GrpcTarget(ServingFacts facts,
+                       const std::vector<std::shared_ptr<grpc::Channel>>& channels,
                        std::function<SchedulerStats()> stats)
     : facts_(std::move(facts)),
-      generation_(v1::GenerationService::NewStub(channel)),
-      documents_(v1::DocumentService::NewStub(channel)),
-      stats_(std::move(stats)) {}
+      documents_(v1::DocumentService::NewStub(channels.front())),
+      stats_(std::move(stats)) {
+  for (const auto& channel : channels) {
+    generation_.push_back(v1::GenerationService::NewStub(channel));
+  }
+}
 
 GrpcTarget::~GrpcTarget() {
   std::unique_lock lock(mutex_);
@@ -201,21 +214,23 @@ ServingTarget::CallId GrpcTarget::Start(ServingCall call, OnDone on_done) {
           documents_->async()->Ask(context, message, reader);
         });
   }
+  v1::GenerationService::Stub& generation = *generation_[next_stub_++ % generation_.size()];
   if (call.prompts.size() == 1) {
     v1::GenerateRequest request;
     *request.mutable_prompt() = PromptOf(call.prompts[0]);
     *request.mutable_parameters() = ParametersOf(call);
     return StartReading<v1::GenerateRequest, v1::GenerateResponse>(
-        request, call, std::move(on_done), [this](auto* context, auto* message, auto* reader) {
-          generation_->async()->Generate(context, message, reader);
+        request, call, std::move(on_done),
+        [&generation](auto* context, auto* message, auto* reader) {
+          generation.async()->Generate(context, message, reader);
         });
   }
   v1::GenerateBatchRequest request;
   for (const auto& prompt : call.prompts) *request.add_prompts() = PromptOf(prompt);
   *request.mutable_parameters() = ParametersOf(call);
   return StartReading<v1::GenerateBatchRequest, v1::GenerateBatchResponse>(
-      request, call, std::move(on_done), [this](auto* context, auto* message, auto* reader) {
-        generation_->async()->GenerateBatch(context, message, reader);
+      request, call, std::move(on_done), [&generation](auto* context, auto* message, auto* reader) {
+        generation.async()->GenerateBatch(context, message, reader);
       });
 }
 

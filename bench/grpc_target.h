@@ -1,8 +1,9 @@
-// A photon server, over gRPC: many calls at a time on one channel.
+// A photon server, over gRPC: many calls at a time on a few connections.
 #pragma once
 
 #include <grpcpp/channel.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <functional>
 #include <map>
@@ -21,9 +22,11 @@ namespace photon {
 
 class GrpcTarget final : public ServingTarget {
  public:
-  // Waits until the server at `address` answers. `stats` is of its scheduler, and empty where that
-  // is in another process. An error is the server's.
+  // Waits until the server at `address` answers. Calls take turns on `connections`, at least one.
+  // `stats` is of its scheduler, and empty where that is in another process. An error is the
+  // server's.
   static absl::StatusOr<std::unique_ptr<GrpcTarget>> Connect(const std::string& address,
+                                                             int connections,
                                                              std::function<SchedulerStats()> stats);
   // Ends what runs.
   ~GrpcTarget() override;
@@ -41,7 +44,7 @@ class GrpcTarget final : public ServingTarget {
   template <typename Response>
   class Reader;
 
-  GrpcTarget(ServingFacts facts, const std::shared_ptr<grpc::Channel>& channel,
+  GrpcTarget(ServingFacts facts, const std::vector<std::shared_ptr<grpc::Channel>>& channels,
              std::function<SchedulerStats()> stats);
 
   template <typename Request, typename Response>
@@ -51,7 +54,8 @@ class GrpcTarget final : public ServingTarget {
   void Forget(CallId call);
 
   const ServingFacts facts_;
-  const std::unique_ptr<v1::GenerationService::Stub> generation_;
+  std::vector<std::unique_ptr<v1::GenerationService::Stub>> generation_;  // one a connection
+  std::atomic<size_t> next_stub_ = 0;
   const std::unique_ptr<v1::DocumentService::Stub> documents_;
   const std::function<SchedulerStats()> stats_;
 

@@ -54,6 +54,10 @@ class InProcessTarget::CallListener final : public SequenceListener {
     record().prompt_tokens = stats.prompt_tokens;
     record().cached_tokens = stats.cached_tokens;
     record().finished = end == SequenceEnd::kLength;
+    if (stats.first_step.has_value()) {
+      record().queue_ms =
+          std::chrono::duration<double, std::milli>(*stats.first_step - stats.submitted).count();
+    }
     if (end == SequenceEnd::kCancelled) {
       call_->record.status = absl::CancelledError("cancelled");
     } else if (end != SequenceEnd::kLength) {

@@ -4,9 +4,11 @@
 //   photon-serving-bench --in-process     the scheduler alone, without text and network
 //   photon-serving-bench --server ADDR    a photon-server that runs; its steps stay unknown
 //
-// Closed-loop clients, questions over one document with and without sharing, samples, modes mixed
-// in a step, memory by length, and a long prompt among streams; see serving_workloads.h.
+// Closed-loop clients, open loops, the whole path against the engine alone, questions over one
+// document with and without sharing, documents x questions x samples, samples, modes mixed in a
+// step, memory by length, and a long prompt among streams; see serving_workloads.h.
 #include <spdlog/spdlog.h>
+#include <sys/resource.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -19,7 +21,9 @@
 #include <utility>
 #include <vector>
 
+#include "bench/engine_alone.h"
 #include "bench/grpc_target.h"
+#include "bench/idle_engine.h"
 #include "bench/in_process_target.h"
 #include "bench/serving_target.h"
 #include "bench/serving_workloads.h"
@@ -35,12 +39,30 @@ namespace {
 struct Flags {
   bool in_process = false;
   std::string server;  // empty: one in this process
+  int connections = 4;
   std::string model = "models/demo";
+  std::string device = "cpu";
   CpuEngineOptions engine;
   std::vector<std::string> workloads = {"throughput", "samples", "modes"};
   WorkloadOptions workload;
   std::string json;
+  std::string csv;
 };
+
+int64_t PeakRssBytes() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return int64_t{usage.ru_maxrss} * 1024;
+}
+
+bool WriteFile(const std::string& path, const std::string& text) {
+  if (path.empty()) return true;
+  std::ofstream file(path);
+  file << text;
+  if (file.flush()) return true;
+  std::fprintf(stderr, "%s: cannot be written\n", path.c_str());
+  return false;
+}
 
 int Fail(const absl::Status& status) {
   std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
@@ -56,35 +78,64 @@ int RunWorkloads(const Flags& flags, const std::string& command, ServingTarget& 
   for (const std::string& name : flags.workloads) {
     if (absl::Status status = workloads.Run(name); !status.ok()) return Fail(status);
   }
-  if (flags.json.empty()) return 0;
   const nlohmann::json report = {{"command", command},
                                  {"device", facts.device},
                                  {"context", facts.max_tokens},
                                  {"page_tokens", facts.page_tokens},
                                  {"page_bytes", facts.page_bytes},
                                  {"num_pages", facts.num_pages},
+                                 {"peak_rss_bytes", PeakRssBytes()},
                                  {"workloads", workloads.report()}};
-  std::ofstream file(flags.json);
-  file << report.dump(1) << "\n";
-  if (!file.flush()) {
-    std::fprintf(stderr, "%s: cannot be written\n", flags.json.c_str());
-    return 1;
-  }
-  return 0;
+  return WriteFile(flags.json, report.dump(1) + "\n") &&
+                 WriteFile(flags.csv, workloads.ReportAsCsv())
+             ? 0
+             : 1;
 }
 
-int Run(const Flags& flags, const std::string& command) {
+absl::StatusOr<std::unique_ptr<Engine>> MakeEngine(const Flags& flags,
+                                                   const Checkpoint& checkpoint) {
+  if (flags.device == "cpu") return CreateCpuEngine(checkpoint, flags.engine);
+  const ModelConfig& config = checkpoint.config();
+  // Pages enough for every row at the full context.
+  const int pages_per_row = (config.max_context + 255) / 256;
+  return std::make_unique<IdleEngine>(IdleEngine::Shape(config.vocab_size, config.max_context,
+                                                        flags.engine.max_rows,
+                                                        flags.engine.max_rows * pages_per_row));
+}
+
+bool Runs(const Flags& flags, const std::string& workload) {
+  return std::find(flags.workloads.begin(), flags.workloads.end(), workload) !=
+         flags.workloads.end();
+}
+
+int Run(Flags flags, const std::string& command) {
   if (!flags.server.empty()) {
-    auto target = GrpcTarget::Connect(flags.server, nullptr);
+    if (Runs(flags, "overhead")) {
+      return Fail(absl::InvalidArgumentError("overhead: needs the engine in this process"));
+    }
+    auto target = GrpcTarget::Connect(flags.server, flags.connections, nullptr);
     if (!target.ok()) return Fail(target.status());
     return RunWorkloads(flags, command, **target);
   }
   auto checkpoint = Checkpoint::Load(flags.model);
   if (!checkpoint.ok()) return Fail(checkpoint.status());
-  auto engine = CreateCpuEngine(**checkpoint, flags.engine);
+  auto engine = MakeEngine(flags, **checkpoint);
   if (!engine.ok()) return Fail(engine.status());
+  if (Runs(flags, "overhead")) {
+    const WorkloadOptions& workload = flags.workload;
+    for (const int streams : workload.clients) {
+      const absl::StatusOr<double> alone =
+          EngineTokensPerSecond(**engine, std::min(streams, flags.engine.max_rows),
+                                workload.prompt_tokens, workload.output_tokens, workload.repeats);
+      if (!alone.ok()) return Fail(alone.status());
+      flags.workload.engine_tokens_per_second[streams] = *alone;
+    }
+  }
+  SchedulerOptions scheduler;
+  const int most = *std::max_element(flags.workload.clients.begin(), flags.workload.clients.end());
+  scheduler.max_queue = std::max(scheduler.max_queue, 2 * most);
   if (flags.in_process) {
-    auto target = InProcessTarget::Create((*checkpoint)->config(), engine->get(), {});
+    auto target = InProcessTarget::Create((*checkpoint)->config(), engine->get(), scheduler);
     if (!target.ok()) return Fail(target.status());
     return RunWorkloads(flags, command, **target);
   }
@@ -98,9 +149,10 @@ int Run(const Flags& flags, const std::string& command) {
   spdlog::set_level(spdlog::level::warn);
   ServerOptions options;
   options.listen = "127.0.0.1:0";
-  auto server = Server::Start(options, {}, std::move(model), engine->get());
+  auto server = Server::Start(options, scheduler, std::move(model), engine->get());
   if (!server.ok()) return Fail(server.status());
-  auto target = GrpcTarget::Connect((*server)->address(), [&] { return (*server)->stats(); });
+  auto target = GrpcTarget::Connect((*server)->address(), flags.connections,
+                                    [&] { return (*server)->stats(); });
   if (!target.ok()) return Fail(target.status());
   return RunWorkloads(flags, command, **target);
 }
@@ -122,7 +174,13 @@ int main(int argc, char** argv) {
   app.add_flag("--in-process", flags.in_process, "Drive the scheduler alone");
   app.add_option("--server", flags.server, "Drive the photon-server at this address")
       ->excludes("--in-process");
+  add("--connections", flags.connections, "Calls take turns on so many")->check(count);
+  app.add_option("--metrics", workload.metrics_address,
+                 "host:port of the server's HTTP port: its /metrics is read around each load")
+      ->needs("--server");
   add("--model", flags.model, "Checkpoint directory");
+  add("--device", flags.device, "What computes; none: nothing, for the cost of all the rest")
+      ->check(CLI::IsMember({"cpu", "none"}));
   add("--threads", flags.engine.threads, "Engine threads; 0: one per processor");
   add("--compute", flags.engine.compute, "Arithmetic: bf16 or f32")
       ->transform(CLI::CheckedTransformer(
@@ -140,6 +198,7 @@ int main(int argc, char** argv) {
 
   add("--workloads", flags.workloads, "What to run")
       ->check(CLI::IsMember(photon::Workloads::Names()));
+  app.add_option("--variants", workload.variants, "Of these, by the names in the tables; or all");
   add("--repeats", workload.repeats, "Rounds; medians are reported")->check(CLI::Range(1, 1000));
   add("--seconds", workload.seconds, "Of a closed loop's window")->check(CLI::PositiveNumber);
   add("--warm-up", workload.warm_up_seconds, "Seconds before it")->check(CLI::NonNegativeNumber);
@@ -154,6 +213,18 @@ int main(int argc, char** argv) {
   add("--prompt-tokens", workload.prompt_tokens, "Of a closed loop's call, on average")
       ->check(count);
   add("--output-tokens", workload.output_tokens, "Likewise, and of samples")->check(count);
+  add("--mix", workload.mix, "Draw the lengths of loops as of this: sharegpt or documents")
+      ->check([](const std::string& name) {
+        return photon::FindLengthMix(name) != nullptr ? "" : "expected sharegpt or documents";
+      });
+  add("--rates", workload.rates, "Of open loops, calls a second")->check(CLI::PositiveNumber);
+  add("--good-ttft-ms", workload.level.ttft_ms, "A good call's first token comes within this")
+      ->check(CLI::PositiveNumber);
+  add("--good-token-ms", workload.level.token_ms, "... and its others within this on average")
+      ->check(CLI::PositiveNumber);
+  add("--mix-documents", workload.mix_documents, "Documents, of the mix")->check(count);
+  add("--mix-questions", workload.mix_questions, "Questions of each")->check(count);
+  add("--mix-samples", workload.mix_samples, "Samples of each question")->check(count);
   add("--questions", workload.questions, "Over one document")->check(count);
   add("--document-tokens", workload.document_tokens, "Of that, and of the prompt that arrives")
       ->check(count);
@@ -163,6 +234,7 @@ int main(int argc, char** argv) {
   add("--lengths", workload.lengths, "Of the sequences whose memory is measured")->check(count);
   add("--streams", workload.streams, "Among which a long prompt arrives")->check(count);
   app.add_option("--json", flags.json, "Also write the figures to this file");
+  app.add_option("--csv", flags.csv, "Likewise, a line for each round");
   CLI11_PARSE(app, argc, argv);
 
   flags.engine.kv_memory = *photon::MemoryBudget::Parse(kv_memory);

@@ -10,11 +10,19 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "bench/progress_bar.h"
 #include "bench/serving_target.h"
 #include "scheduler/clock.h"
 #include "scheduler/scheduler.h"
 
 namespace photon {
+
+// What a call must keep to count as good: the time to its first token, and from there to its last
+// the mean of a token.
+struct ServiceLevel {
+  double ttft_ms = 1000;
+  double token_ms = 100;
+};
 
 struct LoadRecord {
   // What is measured.
@@ -22,6 +30,9 @@ struct LoadRecord {
   TimePoint end;
   // In the order in which they were done; those in flight at the end as far as they got.
   std::vector<CallRecord> calls;
+  // Calls do not wait for each other: latencies are those of the calls that were due in the window,
+  // all of which are done. Otherwise, of the calls whose first token, or end, came in it.
+  bool is_open = false;
   // The scheduler's at the window's ends, where it is in this process.
   std::optional<SchedulerStats> stats_at_begin;
   std::optional<SchedulerStats> stats_at_end;
@@ -33,7 +44,17 @@ struct LoadRecord {
 // n-th call of the load, from 0.
 absl::StatusOr<LoadRecord> RunClosedLoop(ServingTarget& target, int clients, Duration warm_up,
                                          Duration window,
-                                         const std::function<ServingCall(int)>& next_call);
+                                         const std::function<ServingCall(int)>& next_call,
+                                         const OnProgress& on_progress = {});
+
+// Sends a call at each of `arrivals`, in seconds from the start and rising, whatever became of
+// those before. The window begins with `warm_up` and ends with the last arrival; returns when all
+// calls are done. A call that the server refuses for want of room (kResourceExhausted, or
+// kDeadlineExceeded) is part of the record.
+absl::StatusOr<LoadRecord> RunOpenLoop(ServingTarget& target, const std::vector<double>& arrivals,
+                                       Duration warm_up,
+                                       const std::function<ServingCall(int)>& next_call,
+                                       const OnProgress& on_progress = {});
 
 // Sends the calls that `prepare` gives at once and waits for them. The window is from the beginning
 // of `prepare` to the last end.

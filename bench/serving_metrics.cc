@@ -54,6 +54,14 @@ void AddSteps(nlohmann::json& metrics, const SchedulerStats& begin, const Schedu
   metrics["wasted_percent"] = generated + wasted > 0 ? 100 * wasted / (generated + wasted) : 0;
 }
 
+bool KeepsTo(const ServiceLevel& level, const CallRecord& call, const SequenceRecord& sequence) {
+  const TimePoint first = sequence.arrivals.front().time, last = sequence.arrivals.back().time;
+  int tokens = -sequence.arrivals.front().tokens;
+  for (const Arrival& arrival : sequence.arrivals) tokens += arrival.tokens;
+  return Milliseconds(first - call.due) <= level.ttft_ms &&
+         (tokens <= 0 || Milliseconds(last - first) / tokens <= level.token_ms);
+}
+
 }  // namespace
 
 double Percentile(std::vector<double> values, double percent) {
@@ -69,32 +77,50 @@ double Median(const std::vector<double>& values) {
   return Percentile(values, 50);
 }
 
-nlohmann::json ServingMetrics(const LoadRecord& record, const ServingFacts& facts) {
+nlohmann::json ServingMetrics(const LoadRecord& record, const ServingFacts& facts,
+                              const ServiceLevel& level) {
   const double seconds = Seconds(record.end - record.begin);
+  const auto in_window = [&](TimePoint time) { return time >= record.begin && time < record.end; };
   Flow flow;
-  std::vector<double> ttft_ms;
-  int64_t calls = 0, prompt_tokens = 0, cached_tokens = 0;
+  std::vector<double> ttft_ms, e2e_ms, queue_ms;
+  int64_t calls = 0, good_calls = 0, refused = 0, prompt_tokens = 0, cached_tokens = 0;
   for (const CallRecord& call : record.calls) {
+    bool is_good = true;
     TimePoint done = TimePoint::min();
     for (const SequenceRecord& sequence : call.sequences) {
       flow.Add(sequence, record.begin, record.end);
       prompt_tokens += sequence.prompt_tokens;
       cached_tokens += sequence.cached_tokens;
       if (sequence.arrivals.empty()) continue;
-      const TimePoint first = sequence.arrivals.front().time;
-      if (first >= record.begin && first < record.end) {
-        ttft_ms.push_back(Milliseconds(first - call.sent));
+      const TimePoint first = sequence.arrivals.front().time, last = sequence.arrivals.back().time;
+      if (in_window(record.is_open ? call.due : first)) {
+        ttft_ms.push_back(Milliseconds(first - call.due));
+        queue_ms.push_back(sequence.queue_ms);
       }
-      done = std::max(done, sequence.arrivals.back().time);
+      is_good = is_good && KeepsTo(level, call, sequence);
+      done = std::max(done, last);
     }
-    if (call.status.ok() && done >= record.begin && done < record.end) ++calls;
+    if (!in_window(record.is_open ? call.due : done)) continue;
+    if (!call.status.ok()) {
+      refused += absl::IsCancelled(call.status) ? 0 : 1;
+      continue;
+    }
+    ++calls;
+    good_calls += is_good ? 1 : 0;
+    e2e_ms.push_back(Milliseconds(done - call.due));
   }
 
   nlohmann::json metrics;
   metrics["seconds"] = seconds;
   metrics["tokens_per_second"] = static_cast<double>(flow.tokens) / seconds;
   metrics["calls_per_second"] = static_cast<double>(calls) / seconds;
+  metrics["good_calls_per_second"] = static_cast<double>(good_calls) / seconds;
+  const double ended = static_cast<double>(calls + refused);
+  metrics["good_percent"] = ended > 0 ? 100 * static_cast<double>(good_calls) / ended : 0;
+  metrics["refused_percent"] = ended > 0 ? 100 * static_cast<double>(refused) / ended : 0;
   AddPercentiles(metrics, "ttft_ms", ttft_ms);
+  AddPercentiles(metrics, "e2e_ms", e2e_ms);
+  AddPercentiles(metrics, "queue_ms", queue_ms);
   AddPercentiles(metrics, "gap_ms", flow.gaps_ms);
   metrics["cached_percent"] = prompt_tokens > 0 ? 100 * static_cast<double>(cached_tokens) /
                                                       static_cast<double>(prompt_tokens)

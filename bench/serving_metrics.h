@@ -6,7 +6,12 @@
 //   seconds              of the window
 //   tokens_per_second    generated, that came in the window
 //   calls_per_second     that were done in the window
-//   ttft_ms_*            from a call to the first token of each of its sequences
+//   refused_percent      of the calls, for want of room
+//   good_calls_per_second  that kept to the service level (goodput), and their share:
+//   good_percent
+//   ttft_ms_*            from when a call was due to the first token of each of its sequences
+//   e2e_ms_*             from there to the last token of the call
+//   queue_ms_*           from a sequence's arrival at the server to its first step
 //   gap_ms_*             between a sequence's tokens; tokens that come together count as one
 //   cached_percent       of the prompts' tokens, found in the cache
 //
@@ -35,7 +40,8 @@ double Percentile(std::vector<double> values, double percent);
 
 double Median(const std::vector<double>& values);
 
-nlohmann::json ServingMetrics(const LoadRecord& record, const ServingFacts& facts);
+nlohmann::json ServingMetrics(const LoadRecord& record, const ServingFacts& facts,
+                              const ServiceLevel& level = {});
 
 // Of RunArrival's record: `before_*`, `during_*` and `after_*` of the streams' gaps and tokens per
 // second, split at the sending of the last call and at its first token; `arrival_ttft_ms` of that

@@ -40,11 +40,15 @@ struct SequenceRecord {
   std::vector<Arrival> arrivals;
   int prompt_tokens = 0;  // the document's included
   int cached_tokens = 0;  // of them, found in the cache
+  double queue_ms = 0;    // from its arrival to its first step
   bool finished = false;  // with all its tokens
 };
 
 struct CallRecord {
   TimePoint sent;
+  // When the load meant to send it. Latencies count from here: a load that falls behind because
+  // the server does must not leave out the waiting (coordinated omission).
+  TimePoint due;
   // By prompt, and within a prompt by sample.
   std::vector<SequenceRecord> sequences;
   // kCancelled after Cancel().

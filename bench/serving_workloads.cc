@@ -1,11 +1,10 @@
 #include "bench/serving_workloads.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <map>
 #include <random>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -16,7 +15,6 @@ namespace {
 
 // Clients of the workloads that ask for a full engine.
 constexpr int kManyClients = 64;
-constexpr int kSharedSamples = 64;
 
 Duration Seconds(double seconds) {
   return std::chrono::duration_cast<Duration>(std::chrono::duration<double>(seconds));
@@ -34,12 +32,6 @@ std::string ModeName(GenerationMode mode) {
   return "";
 }
 
-void PrintProgress(const std::string& text) {
-  if (isatty(STDERR_FILENO) == 0) return;
-  std::fprintf(stderr, "\r\033[K%s", text.c_str());
-  std::fflush(stderr);
-}
-
 // "12.3", or a dash where the metric is out of reach.
 std::string Cell(const nlohmann::json& metrics, const std::string& key, int decimals) {
   if (!metrics.contains(key)) return "-";
@@ -48,18 +40,43 @@ std::string Cell(const nlohmann::json& metrics, const std::string& key, int deci
   return text;
 }
 
+// From when all sequences have their first token.
+double DecodeTokensPerSecond(const LoadRecord& record) {
+  TimePoint flowing = record.begin;
+  for (const CallRecord& call : record.calls) {
+    for (const SequenceRecord& sequence : call.sequences) {
+      flowing = std::max(flowing, sequence.arrivals.front().time);
+    }
+  }
+  int64_t tokens = 0;
+  for (const CallRecord& call : record.calls) {
+    for (const SequenceRecord& sequence : call.sequences) {
+      for (const Arrival& arrival : sequence.arrivals) {
+        if (arrival.time > flowing) tokens += arrival.tokens;
+      }
+    }
+  }
+  const double seconds = std::chrono::duration<double>(record.end - flowing).count();
+  return seconds > 0 ? static_cast<double>(tokens) / seconds : 0;
+}
+
 }  // namespace
 
 Workloads::Workloads(ServingTarget* target, const WorkloadOptions& options)
     : target_(target), options_(options) {}
 
 std::vector<std::string> Workloads::Names() {
-  return {"throughput", "questions", "samples", "modes", "memory", "arrival"};
+  return {"throughput", "together", "open-loop", "overhead", "questions",
+          "mix",        "samples",  "modes",     "memory",   "arrival"};
 }
 
 absl::Status Workloads::Run(const std::string& name) {
   if (name == "throughput") return RunThroughput();
+  if (name == "together") return RunTogetherEach();
+  if (name == "open-loop") return RunOpenLoops();
+  if (name == "overhead") return RunOverhead();
   if (name == "questions") return RunQuestions();
+  if (name == "mix") return RunMix();
   if (name == "samples") return RunSamples();
   if (name == "modes") return RunModes();
   if (name == "memory") return RunMemory();
@@ -89,28 +106,47 @@ int Workloads::DrawLength(uint64_t kind, uint64_t index, int mean) const {
   return std::uniform_int_distribution<int>(std::max(1, mean / 2), mean + mean / 2)(random);
 }
 
-ServingCall Workloads::ClosedLoopCall(uint64_t kind, int index) const {
+ServingCall Workloads::LoadCall(uint64_t kind, int index) const {
   const uint64_t i = static_cast<uint64_t>(index);
-  return {.prompts = {Text(kind, i, DrawLength(kind, 2 * i, options_.prompt_tokens))},
-          .max_tokens = DrawLength(kind, 2 * i + 1, options_.output_tokens),
+  CallLengths lengths;
+  if (const LengthMix* mix = FindLengthMix(options_.mix)) {
+    std::seed_seq seed{options_.seed, kind, i};
+    std::mt19937_64 random(seed);
+    lengths = DrawLengths(*mix, target_->facts().max_tokens, random);
+  } else {
+    lengths = {DrawLength(kind, 2 * i, options_.prompt_tokens),
+               DrawLength(kind, 2 * i + 1, options_.output_tokens)};
+  }
+  return {.prompts = {Text(kind, i, lengths.prompt_tokens)},
+          .max_tokens = lengths.output_tokens,
           .mode = options_.mode,
           .temperature = options_.temperature,
           .seed = i};
 }
 
+OnProgress Workloads::Progress() const {
+  return [this](double share) { ShowProgress(progress_, share); };
+}
+
+absl::StatusOr<ScrapedMetrics> Workloads::Scrape() const {
+  if (options_.metrics_address.empty()) return ScrapedMetrics();
+  return ScrapeMetrics(options_.metrics_address);
+}
+
 absl::StatusOr<nlohmann::json> Workloads::ClosedLoop(int clients, uint64_t kind,
                                                      const std::vector<GenerationMode>& modes) {
-  absl::StatusOr<LoadRecord> record =
-      RunClosedLoop(*target_, clients, Seconds(options_.warm_up_seconds), Seconds(options_.seconds),
-                    [&](int index) {
-                      ServingCall call = ClosedLoopCall(kind, index);
-                      call.mode = modes[index % modes.size()];
-                      // Settings differ within a step, too.
-                      if (modes.size() > 1 && index % 2 == 1) call.temperature = 0;
-                      return call;
-                    });
+  absl::StatusOr<LoadRecord> record = RunClosedLoop(
+      *target_, clients, Seconds(options_.warm_up_seconds), Seconds(options_.seconds),
+      [&](int index) {
+        ServingCall call = LoadCall(kind, index);
+        call.mode = modes[index % modes.size()];
+        // Settings differ within a step, too.
+        if (modes.size() > 1 && index % 2 == 1) call.temperature = 0;
+        return call;
+      },
+      Progress());
   if (!record.ok()) return record.status();
-  return ServingMetrics(*record, target_->facts());
+  return ServingMetrics(*record, target_->facts(), options_.level);
 }
 
 absl::Status Workloads::RunThroughput() {
@@ -130,6 +166,79 @@ absl::Status Workloads::RunThroughput() {
   return Measure("throughput", variants).status();
 }
 
+absl::Status Workloads::RunTogetherEach() {
+  const int prompt = options_.prompt_tokens, output = options_.output_tokens;
+  if (absl::Status status = CheckContext("together", prompt + output); !status.ok()) return status;
+  std::vector<Variant> variants;
+  for (const int streams : options_.clients) {
+    variants.push_back(
+        {absl::StrCat(streams, streams == 1 ? " stream" : " streams"),
+         [this, streams, prompt, output](int round) -> absl::StatusOr<nlohmann::json> {
+           const uint64_t kind = 10'000'000 + 1000 * streams + round;
+           std::vector<ServingCall> calls;
+           for (int i = 0; i < streams; ++i) {
+             calls.push_back({.prompts = {Text(kind, i, prompt)},
+                              .max_tokens = output,
+                              .mode = options_.mode,
+                              .temperature = options_.temperature,
+                              .seed = static_cast<uint64_t>(i)});
+           }
+           absl::StatusOr<LoadRecord> record = RunTogether(
+               *target_,
+               [&]() -> absl::StatusOr<std::vector<ServingCall>> { return std::move(calls); });
+           if (!record.ok()) return record.status();
+           nlohmann::json metrics = ServingMetrics(*record, target_->facts(), options_.level);
+           metrics["decode_tokens_per_second"] = DecodeTokensPerSecond(*record);
+           return metrics;
+         }});
+  }
+  return Measure("together", variants).status();
+}
+
+absl::Status Workloads::RunOpenLoops() {
+  const double seconds = options_.warm_up_seconds + options_.seconds;
+  std::vector<Variant> variants;
+  for (size_t i = 0; i < options_.rates.size(); ++i) {
+    const double rate = options_.rates[i];
+    variants.push_back(
+        {absl::StrCat(rate, " calls/s"),
+         [this, i, rate, seconds](int round) -> absl::StatusOr<nlohmann::json> {
+           // Texts of its own, so that no rate finds another's in the cache.
+           const uint64_t kind = 11'000'000 + 1000 * i + round;
+           std::seed_seq seed{options_.seed, kind};
+           std::mt19937_64 random(seed);
+           absl::StatusOr<LoadRecord> record = RunOpenLoop(
+               *target_, PoissonArrivals(rate, seconds, random), Seconds(options_.warm_up_seconds),
+               [this, kind](int index) { return LoadCall(kind, index); }, Progress());
+           if (!record.ok()) return record.status();
+           return ServingMetrics(*record, target_->facts(), options_.level);
+         }});
+  }
+  return Measure("open-loop", variants).status();
+}
+
+absl::Status Workloads::RunOverhead() {
+  if (absl::Status status = CheckContext(
+          "overhead", 2 * (options_.prompt_tokens + 1) + 2 * (options_.output_tokens + 1));
+      !status.ok()) {
+    return status;
+  }
+  std::vector<Variant> variants;
+  for (const auto& [streams, alone] : options_.engine_tokens_per_second) {
+    variants.push_back(
+        {absl::StrCat(streams, streams == 1 ? " stream" : " streams"),
+         [this, streams = streams, alone = alone](int round) -> absl::StatusOr<nlohmann::json> {
+           auto metrics = ClosedLoop(streams, 12'000'000 + 1000 * streams + round, {options_.mode});
+           if (!metrics.ok()) return metrics.status();
+           const double speed = metrics->at("tokens_per_second");
+           (*metrics)["engine_alone_tokens_per_second"] = alone;
+           (*metrics)["share_of_engine_percent"] = 100 * speed / alone;
+           return metrics;
+         }});
+  }
+  return Measure("overhead", variants).status();
+}
+
 absl::Status Workloads::RunModes() {
   const std::vector<GenerationMode>& modes = target_->facts().modes;
   std::vector<Variant> variants;
@@ -145,194 +254,18 @@ absl::Status Workloads::RunModes() {
   return Measure("modes", variants).status();
 }
 
-absl::Status Workloads::RunQuestions() {
-  if (absl::Status status =
-          CheckContext("questions", options_.document_tokens + options_.question_tokens_max +
-                                        options_.answer_tokens);
-      !status.ok()) {
-    return status;
-  }
-  const auto document = [this](int variant, int round) {
-    return Text(3'000'000 + variant, round, options_.document_tokens);
-  };
-  const auto question = [this](int variant, int round, int index) {
-    const uint64_t kind = 4'000'000 + 1000 * variant + round;
-    std::seed_seq seed{options_.seed, kind, static_cast<uint64_t>(index)};
-    std::mt19937_64 random(seed);
-    std::uniform_int_distribution<int> length(options_.question_tokens_min,
-                                              options_.question_tokens_max);
-    return Text(kind, index, length(random));
-  };
-  const auto call = [this](std::vector<std::vector<TokenId>> prompts) {
-    return ServingCall{.prompts = std::move(prompts),
-                       .max_tokens = options_.answer_tokens,
-                       .mode = options_.mode,
-                       .temperature = options_.temperature,
-                       .seed = 1};
-  };
-  const auto questions = [this, question](int variant, int round) {
-    std::vector<std::vector<TokenId>> all;
-    for (int q = 0; q < options_.questions; ++q) all.push_back(question(variant, round, q));
-    return all;
-  };
-
-  // Each question in a call of its own, the document before it. Where nothing is to be shared, the
-  // document's first token is another for each question, so that no prompt begins like another.
-  const auto calls = [=, this](int variant, int round, bool shares) {
-    std::vector<ServingCall> all;
-    for (int q = 0; q < options_.questions; ++q) {
-      std::vector<TokenId> prompt = document(variant, round);
-      if (!shares) prompt[0] = q % target_->facts().vocab_size;
-      const std::vector<TokenId> tail = question(variant, round, q);
-      prompt.insert(prompt.end(), tail.begin(), tail.end());
-      all.push_back(call({std::move(prompt)}));
-    }
-    return all;
-  };
-  const auto together = [this](auto prepare) -> absl::StatusOr<nlohmann::json> {
-    absl::StatusOr<LoadRecord> record = RunTogether(*target_, prepare);
-    if (!record.ok()) return record.status();
-    return ServingMetrics(*record, target_->facts());
-  };
-  const auto prepared = [=](int variant, bool shares) {
-    return [=](int round) {
-      return together([all = calls(variant, round, shares)]() mutable
-                          -> absl::StatusOr<std::vector<ServingCall>> { return std::move(all); });
-    };
-  };
-  // The document is created, and the questions asked of it in one call. The window begins before
-  // the first or between the two.
-  const auto asked = [=, this](int variant, bool counts_creation) {
-    return [=, this](int round) -> absl::StatusOr<nlohmann::json> {
-      const std::vector<TokenId> text = document(variant, round);
-      absl::StatusOr<std::string> id;
-      if (!counts_creation) {
-        id = target_->CreateDocument(text);
-        if (!id.ok()) return id.status();
-      }
-      ServingCall ask = call(questions(variant, round));
-      absl::StatusOr<nlohmann::json> metrics =
-          together([&]() -> absl::StatusOr<std::vector<ServingCall>> {
-            if (counts_creation) id = target_->CreateDocument(text);
-            if (!id.ok()) return id.status();
-            ask.document = *id;
-            return std::vector<ServingCall>{std::move(ask)};
-          });
-      if (!metrics.ok()) return metrics.status();
-      if (absl::Status status = target_->DeleteDocument(*id); !status.ok()) return status;
-      return metrics;
-    };
-  };
-  return Measure("questions", {{"nothing shared", prepared(0, false)},
-                               {"prefix found by the index", prepared(1, true)},
-                               {"document created and asked", asked(2, true)},
-                               {"document asked", asked(3, false)}})
-      .status();
-}
-
-absl::Status Workloads::RunSamples() {
-  if (absl::Status status =
-          CheckContext("samples", options_.sample_prompt_tokens + options_.output_tokens);
-      !status.ok()) {
-    return status;
-  }
-  const auto run = [this](std::vector<ServingCall> calls) -> absl::StatusOr<nlohmann::json> {
-    absl::StatusOr<LoadRecord> record = RunTogether(
-        *target_, [&]() -> absl::StatusOr<std::vector<ServingCall>> { return std::move(calls); });
-    if (!record.ok()) return record.status();
-    return ServingMetrics(*record, target_->facts());
-  };
-  const auto call = [this](uint64_t kind, int index, int samples) {
-    return ServingCall{.prompts = {Text(kind, index, options_.sample_prompt_tokens)},
-                       .samples = samples,
-                       .max_tokens = options_.output_tokens,
-                       .mode = options_.mode,
-                       .temperature = options_.temperature,
-                       .seed = 1};
-  };
-  std::vector<Variant> variants;
-  const int most = *std::max_element(options_.samples.begin(), options_.samples.end());
-  variants.push_back({absl::StrCat(most, " prompts"), [=](int round) {
-                        std::vector<ServingCall> calls;
-                        for (int i = 0; i < most; ++i) {
-                          calls.push_back(call(5'000'000 + round, i, 1));
-                        }
-                        return run(std::move(calls));
-                      }});
-  for (const int samples : options_.samples) {
-    variants.push_back(
-        {absl::StrCat(samples, samples == 1 ? " sample" : " samples"),
-         [=](int round) { return run({call(6'000'000 + 1000 * samples + round, 0, samples)}); }});
-  }
-  return Measure("samples", variants).status();
-}
-
-absl::Status Workloads::RunMemory() {
-  const ServingFacts& facts = target_->facts();
-  if (!target_->stats().has_value()) {
-    return absl::FailedPreconditionError("memory: needs the scheduler in this process");
-  }
-  // Every sequence writes its last page throughout its output.
-  const int output = facts.page_tokens;
-  std::printf("\nmemory, bytes per sequence: peak of pages in use, by sequences\n");
-  std::printf("%8s %12s %12s %14s %14s %8s %8s\n", "tokens", "latents", "in pages",
-              absl::StrCat("of ", kSharedSamples, " samples").c_str(), "transformer", "ratio",
-              "shared");
-  nlohmann::json rows = nlohmann::json::array();
-  for (const int length : options_.lengths) {
-    if (absl::Status status = CheckContext("memory", length); !status.ok()) return status;
-    if (length <= output || length % facts.page_tokens != 0) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("memory: lengths are multiples of a page's ", facts.page_tokens,
-                       " tokens and more than one, got ", length));
-    }
-    const auto peak_bytes = [&](int samples) -> absl::StatusOr<double> {
-      PrintProgress(absl::StrCat("memory: ", samples, " of ", length, " tokens"));
-      ServingCall call{.prompts = {Text(7'000'000 + length, samples, length - output)},
-                       .samples = samples,
-                       .max_tokens = output,
-                       .mode = options_.mode};
-      absl::StatusOr<LoadRecord> record =
-          RunTogether(*target_, [&]() -> absl::StatusOr<std::vector<ServingCall>> {
-            return std::vector<ServingCall>{std::move(call)};
-          });
-      if (!record.ok()) return record.status();
-      return static_cast<double>(record->peak_pages_in_use * facts.page_bytes) / samples;
-    };
-    const absl::StatusOr<double> alone = peak_bytes(1);
-    if (!alone.ok()) return alone.status();
-    const absl::StatusOr<double> shared = peak_bytes(kSharedSamples);
-    if (!shared.ok()) return shared.status();
-    const double latents = facts.kv_width_that_grows_per_token * options_.element_bytes * length;
-    const double transformer =
-        static_cast<double>(facts.kv_width_of_all_layers) * options_.element_bytes * length;
-    PrintProgress("");
-    std::printf("%8d %12.0f %12.0f %14.0f %14.0f %8.1f %8.1f\n", length, latents, *alone, *shared,
-                transformer, transformer / *alone, transformer / *shared);
-    std::fflush(stdout);
-    rows.push_back({{"tokens", length},
-                    {"latent_bytes", latents},
-                    {"page_bytes_per_sequence", *alone},
-                    {"page_bytes_per_sample", *shared},
-                    {"samples", kSharedSamples},
-                    {"transformer_bytes", transformer}});
-  }
-  report_.push_back({{"workload", "memory"}, {"rows", std::move(rows)}});
-  return absl::OkStatus();
-}
-
 absl::Status Workloads::RunArrivals() {
   const int prompt = options_.document_tokens, output = 16;
   if (absl::Status status = CheckContext("arrival", prompt + output); !status.ok()) return status;
   const int max_tokens = target_->facts().max_tokens;
   std::vector<nlohmann::json> repeats;
   for (int round = 0; round < options_.repeats; ++round) {
-    PrintProgress(absl::StrCat("arrival: round ", round + 1, " of ", options_.repeats));
+    ShowProgress("arrival", static_cast<double>(round) / options_.repeats);
     const uint64_t kind = 8'000'000 + round;
     std::vector<ServingCall> streams;
     for (int i = 0; i < options_.streams; ++i) {
       // As long as the context lets them be: they are cancelled.
-      ServingCall stream = ClosedLoopCall(kind, i);
+      ServingCall stream = LoadCall(kind, i);
       stream.max_tokens = max_tokens - static_cast<int>(stream.prompts[0].size());
       streams.push_back(std::move(stream));
     }
@@ -345,7 +278,7 @@ absl::Status Workloads::RunArrivals() {
     if (!record.ok()) return record.status();
     repeats.push_back(ArrivalMetrics(*record));
   }
-  PrintProgress("");
+  ClearProgress();
   const nlohmann::json median = MedianOf(repeats);
   std::printf("\narrival: a prompt of %d tokens among %d streams; its first token after %.1f ms\n",
               prompt, options_.streams, median.at("arrival_ttft_ms").get<double>());
@@ -368,19 +301,36 @@ absl::Status Workloads::RunArrivals() {
 }
 
 absl::StatusOr<nlohmann::json> Workloads::Measure(const std::string& workload,
-                                                  const std::vector<Variant>& variants) {
+                                                  std::vector<Variant> variants) {
+  const std::vector<std::string>& wanted = options_.variants;
+  if (!wanted.empty()) {
+    std::erase_if(variants, [&](const Variant& variant) {
+      return std::find(wanted.begin(), wanted.end(), variant.name) == wanted.end();
+    });
+  }
+  if (variants.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(workload, ": has none of these variants"));
+  }
   std::map<std::string, std::vector<nlohmann::json>> repeats;
   std::map<std::string, std::vector<double>> ratios;
   for (int round = 0; round < options_.repeats; ++round) {
     double first = 0;
     for (const Variant& variant : variants) {
-      PrintProgress(absl::StrCat(workload, ": ", variant.name, ", round ", round + 1, " of ",
-                                 options_.repeats));
+      progress_ = absl::StrCat(workload, ": ", variant.name, ", round ", round + 1, " of ",
+                               options_.repeats);
+      ShowProgress(progress_, 0);
+      absl::StatusOr<ScrapedMetrics> scraped = Scrape();
+      if (!scraped.ok()) return scraped.status();
       absl::StatusOr<nlohmann::json> metrics = variant.run(round);
       if (!metrics.ok()) {
         return absl::Status(metrics.status().code(),
                             absl::StrCat(workload, ", ", variant.name, ": ",
                                          std::string(metrics.status().message())));
+      }
+      absl::StatusOr<ScrapedMetrics> scraped_after = Scrape();
+      if (!scraped_after.ok()) return scraped_after.status();
+      for (const auto& [name, value] : MetricsBetween(*scraped, *scraped_after)) {
+        (*metrics)["server_" + name] = value;
       }
       const double speed = metrics->at("tokens_per_second");
       if (&variant == &variants.front()) first = speed;
@@ -388,7 +338,7 @@ absl::StatusOr<nlohmann::json> Workloads::Measure(const std::string& workload,
       repeats[variant.name].push_back(*std::move(metrics));
     }
   }
-  PrintProgress("");
+  ClearProgress();
   nlohmann::json measured = {{"workload", workload}, {"variants", nlohmann::json::array()}};
   for (const Variant& variant : variants) {
     measured["variants"].push_back({{"name", variant.name},
@@ -409,8 +359,11 @@ void Workloads::PrintTable(const nlohmann::json& measured) const {
     int decimals;
   };
   static constexpr Column kColumns[] = {
+      {"of engine", "share_of_engine_percent", 1},
+      {"good %", "good_percent", 1},
       {"ttft p50", "ttft_ms_p50", 1},
       {"p99 ms", "ttft_ms_p99", 1},
+      {"queue p99", "queue_ms_p99", 2},
       {"gap p50", "gap_ms_p50", 2},
       {"p99", "gap_ms_p99", 1},
       {"max ms", "gap_ms_max", 1},
@@ -437,6 +390,34 @@ void Workloads::PrintTable(const nlohmann::json& measured) const {
     std::printf("\n");
   }
   std::fflush(stdout);
+}
+
+std::string Workloads::ReportAsCsv() const {
+  std::set<std::string> keys;
+  for (const nlohmann::json& workload : report_) {
+    if (!workload.contains("variants")) continue;
+    for (const nlohmann::json& variant : workload.at("variants")) {
+      for (const auto& [key, value] : variant.at("median").items()) keys.insert(key);
+    }
+  }
+  std::string csv = "workload,variant,round";
+  for (const std::string& key : keys) csv += "," + key;
+  csv += "\n";
+  for (const nlohmann::json& workload : report_) {
+    if (!workload.contains("variants")) continue;
+    for (const nlohmann::json& variant : workload.at("variants")) {
+      int round = 0;
+      for (const nlohmann::json& metrics : variant.at("repeats")) {
+        csv += absl::StrCat(workload.at("workload").get<std::string>(), ",",
+                            variant.at("name").get<std::string>(), ",", ++round);
+        for (const std::string& key : keys) {
+          csv += metrics.contains(key) ? absl::StrCat(",", metrics.at(key).get<double>()) : ",";
+        }
+        csv += "\n";
+      }
+    }
+  }
+  return csv;
 }
 
 }  // namespace photon

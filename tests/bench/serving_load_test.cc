@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <future>
 #include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -88,6 +90,45 @@ TEST_F(ServingLoad, ACallThatIsRefusedEndsTheLoad) {
       RunClosedLoop(*target_, 2, std::chrono::milliseconds(1), std::chrono::seconds(60),
                     [](int index) { return Call({1, 2, 3}, index < 2 ? 4 : 1'000'000); });
   EXPECT_EQ(record.status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(ServingLoad, AnOpenLoopSendsACallAtEachArrivalAndWaitsForAll) {
+  const std::vector<double> arrivals = {0.0, 0.001, 0.001, 0.004};
+  const TimePoint before = SteadyClock().Now();
+  const auto record = RunOpenLoop(*target_, arrivals, Duration::zero(),
+                                  [](int index) { return Call({index, 1, 2}, 40); });
+  ASSERT_TRUE(record.ok()) << record.status();
+  EXPECT_TRUE(record->is_open);
+  ASSERT_EQ(record->calls.size(), arrivals.size());
+  for (const CallRecord& call : record->calls) {
+    EXPECT_TRUE(call.sequences[0].finished);
+    EXPECT_GE(call.due, before);
+    EXPECT_GE(call.sent, call.due);
+  }
+}
+
+TEST_F(ServingLoad, AnOpenLoopRecordsRefusals) {
+  // The scheduler holds its first step until the queue has overflown.
+  std::promise<void> overflown;
+  std::shared_future<void> hold = overflown.get_future().share();
+  engine_.on_step = [hold](std::span<const Row>) {
+    hold.wait();
+    return absl::OkStatus();
+  };
+  const int calls = 2 * SchedulerOptions().max_queue;
+  const auto record =
+      RunOpenLoop(*target_, std::vector<double>(calls, 0.0), Duration::zero(), [&](int index) {
+        if (index == calls - 1) overflown.set_value();
+        return Call({index % 1000, 1, 2}, 1);
+      });
+  ASSERT_TRUE(record.ok()) << record.status();
+  ASSERT_EQ(record->calls.size(), calls);
+  int refused = 0;
+  for (const CallRecord& call : record->calls) {
+    if (absl::IsResourceExhausted(call.status)) ++refused;
+  }
+  EXPECT_GT(refused, 0);
+  EXPECT_LT(refused, calls);
 }
 
 TEST_F(ServingLoad, AnArrivalAmongStreamsThatEndEarlySaysSo) {

@@ -26,8 +26,8 @@ TEST(ServingMetrics, CountWhatCameInTheWindow) {
   LoadRecord record;
   record.begin = At(100);
   record.end = At(1100);
-  record.calls.push_back({.sent = At(50), .sequences = {sequence}});
-  record.calls.push_back({.sent = At(300), .sequences = {later}});
+  record.calls.push_back({.sent = At(50), .due = At(50), .sequences = {sequence}});
+  record.calls.push_back({.sent = At(300), .due = At(300), .sequences = {later}});
 
   const nlohmann::json metrics = ServingMetrics(record, {});
   EXPECT_DOUBLE_EQ(metrics.at("seconds"), 1);
@@ -38,6 +38,37 @@ TEST(ServingMetrics, CountWhatCameInTheWindow) {
   EXPECT_DOUBLE_EQ(metrics.at("gap_ms_max"), 40);
   EXPECT_DOUBLE_EQ(metrics.at("cached_percent"), 12.5);
   EXPECT_FALSE(metrics.contains("host_percent"));
+}
+
+TEST(ServingMetrics, OfAnOpenLoopCountFromWhenCallsWereDue) {
+  LoadRecord record;
+  record.is_open = true;
+  record.begin = At(100);
+  record.end = At(200);
+  // Due before the window; due in it, sent late and done after it; refused.
+  record.calls.push_back(
+      {.sent = At(90), .due = At(90), .sequences = {{.arrivals = {{At(150), 1}}}}});
+  record.calls.push_back(
+      {.sent = At(190),
+       .due = At(110),
+       .sequences = {{.arrivals = {{At(210), 1}, {At(250), 4}}, .queue_ms = 3}}});
+  record.calls.push_back({.sent = At(120),
+                          .due = At(120),
+                          .sequences = {{}},
+                          .status = absl::ResourceExhaustedError("full")});
+  const auto metrics = [&](double ttft_ms, double token_ms) {
+    return ServingMetrics(record, {}, {.ttft_ms = ttft_ms, .token_ms = token_ms});
+  };
+  EXPECT_DOUBLE_EQ(metrics(1, 1).at("ttft_ms_max"), 100);
+  EXPECT_DOUBLE_EQ(metrics(1, 1).at("e2e_ms_max"), 140);
+  EXPECT_DOUBLE_EQ(metrics(1, 1).at("queue_ms_max"), 3);
+  EXPECT_DOUBLE_EQ(metrics(1, 1).at("calls_per_second"), 10);
+  EXPECT_DOUBLE_EQ(metrics(1, 1).at("refused_percent"), 50);
+  // 100 ms to the first token, 10 ms for each of the others.
+  EXPECT_DOUBLE_EQ(metrics(100, 10).at("good_calls_per_second"), 10);
+  EXPECT_DOUBLE_EQ(metrics(100, 10).at("good_percent"), 50);
+  EXPECT_DOUBLE_EQ(metrics(99, 10).at("good_percent"), 0);
+  EXPECT_DOUBLE_EQ(metrics(100, 9).at("good_percent"), 0);
 }
 
 TEST(ServingMetrics, HostTimeIsAShareOfStepTime) {
