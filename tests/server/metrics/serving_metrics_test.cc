@@ -70,6 +70,15 @@ TEST_F(ServingMetricsTest, SchedulerStatsAreReadWhenTheyAreScraped) {
   ExpectSample("cache_config_info", R"(page_tokens="8",num_pages="32")", "1", stats);
 }
 
+TEST_F(ServingMetricsTest, DevicesAreNumbered) {
+  SchedulerStats stats;
+  stats.devices = {{.num_running = 1, .pages_free = 7}, {.num_running = 2, .pages_pinned = 3}};
+  ExpectSample("device_num_requests_running", R"(device="0")", "1", stats);
+  ExpectSample("device_num_requests_running", R"(device="1")", "2", stats);
+  ExpectSample("device_latent_pages", R"(device="0",state="free")", "7", stats);
+  ExpectSample("device_latent_pages", R"(device="1",state="pinned")", "3", stats);
+}
+
 TEST_F(ServingMetricsTest, RefusalsOfOthersAreReasonsToo) {
   const std::vector<ServingMetrics::Refusals> refusals = {{"token_rate", 4}};
   EXPECT_THAT(metrics_.Text({}, refusals),
