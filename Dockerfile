@@ -90,6 +90,7 @@ COPY LICENSE /usr/share/photon/LICENSE
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     LD_LIBRARY_PATH=/usr/local/lib \
+    PHOTON_DEVICE=cuda \
     PHOTON_MODEL=/models \
     PHOTON_LISTEN=0.0.0.0:50051 \
     PHOTON_HTTP_LISTEN=0.0.0.0:8000 \

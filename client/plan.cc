@@ -36,6 +36,11 @@ int ContextOf(const PlanOptions& options) {
   return options.context > 0 ? options.context : options.config.max_context;
 }
 
+int MaxRowsOf(const PlanOptions& options) {
+  if (options.max_rows != 0) return options.max_rows;
+  return options.machine.is_gpu ? 256 : 64;
+}
+
 absl::Status Validate(const PlanOptions& options) {
   const auto check = [](const char* name, int64_t value, int64_t least, int64_t most) {
     if (value >= least && value <= most) return absl::OkStatus();
@@ -45,7 +50,7 @@ absl::Status Validate(const PlanOptions& options) {
   for (const absl::Status& status :
        {check("context", ContextOf(options), 1, options.config.max_context),
         check("page-tokens", options.page_tokens, 1, 1 << 20),
-        check("max-rows", options.max_rows, 1, 1 << 16),
+        check("max-rows", MaxRowsOf(options), 1, 1 << 16),
         check("sequences", options.sequences.value_or(1), 1, 1 << 30)}) {
     if (!status.ok()) return status;
   }
@@ -163,7 +168,7 @@ absl::StatusOr<Plan> MakePlan(const PlanOptions& options) {
             .element_bytes = options.element_bytes,
             .context = ContextOf(options),
             .meta_tokens = config.meta_tokens(),
-            .max_rows = options.max_rows};
+            .max_rows = MaxRowsOf(options)};
   plan.parameters = NumParameters(config);
   plan.weight_bytes = plan.parameters * options.element_bytes;
   plan.kv_bytes_per_token = KvBytesPerToken(config, options.element_bytes);
@@ -173,12 +178,12 @@ absl::StatusOr<Plan> MakePlan(const PlanOptions& options) {
   plan.pages_per_sequence =
       static_cast<int>(RoundUp(plan.context, plan.page_tokens) / plan.page_tokens);
   plan.bytes_per_sequence = plan.pages_per_sequence * plan.page_bytes;
-  plan.working_bytes = options.max_rows * StepBytesPerRow(config, options.element_bytes) +
+  plan.working_bytes = plan.max_rows * StepBytesPerRow(config, options.element_bytes) +
                        (machine.is_gpu ? kCardBytes : kHostBytes);
   if (absl::Status status = FillMemory(options, plan); !status.ok()) return status;
 
   if (HasRates(machine)) {
-    const int most = static_cast<int>(std::min<int64_t>(plan.sequences, options.max_rows));
+    const int most = static_cast<int>(std::min<int64_t>(plan.sequences, plan.max_rows));
     plan.rates.push_back(BoundRate(options, "prefill", 1, plan.context));
     for (const auto& [phase, mode] : Modes(config)) {
       plan.rates.push_back(BoundRate(options, phase, 1, plan.context));

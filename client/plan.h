@@ -38,7 +38,7 @@ struct PlanOptions {
   std::optional<int> sequences;  // at a time, of `context` tokens each
   int context = 0;               // tokens of a sequence; 0: max_context
   int page_tokens = 256;         // rounded up to whole meta-contexts
-  int max_rows = 64;
+  int max_rows = 0;              // 0: photon-server's default, 64, or 256 on a GPU
 };
 
 // Throughput of one phase with so many sequences at work, bounded by arithmetic.

@@ -148,7 +148,7 @@ PlanCommand AddPlanCommand(CLI::App& app, const std::string& command_line) {
       ->type_name("N")
       ->group(serving);
   command->add_option("--max-rows", options.max_rows, "As for photon-server")
-      ->capture_default_str()
+      ->default_str("64; 256 on a GPU")
       ->type_name("N")
       ->group(serving);
 

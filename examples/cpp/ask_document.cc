@@ -1,4 +1,5 @@
-// Streams a story, then has the server read it as a document and asks two questions about it at once.
+// Streams a story, then has the server read it as a document and asks two questions about it at
+// once.
 #include <cstdlib>
 #include <iostream>
 #include <string>

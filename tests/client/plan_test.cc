@@ -114,6 +114,14 @@ TEST(Plan, GivesTheCacheItsShareOfWhatWeightsAndWorkLeave) {
   EXPECT_EQ(plan->kv_memory, "50%");
 }
 
+TEST(Plan, RunsAsManyRowsAsTheServerDoesUnlessAsked) {
+  PlanOptions options = MeasuredH100("photon-600m");
+  options.max_rows = 0;
+  EXPECT_EQ(MakePlan(options)->max_rows, 256);
+  options.machine.is_gpu = false;
+  EXPECT_EQ(MakePlan(options)->max_rows, 64);
+}
+
 TEST(Plan, SaysWhatSoManySequencesNeed) {
   PlanOptions options{.config = Config("demo"), .machine = {.name = "cpu"}};
   options.sequences = 10;
@@ -145,7 +153,7 @@ TEST(Plan, NamesTheOptionThatIsOutOfRange) {
   EXPECT_THAT(std::string(MakePlan(options).status().message()),
               HasSubstr("context: expected 1 to 4096, got 4097"));
   options.context = 1;
-  options.max_rows = 0;
+  options.max_rows = -1;
   EXPECT_THAT(std::string(MakePlan(options).status().message()), HasSubstr("max-rows: expected"));
   options = {.config = Config("demo"), .machine = {.name = "cpu"}};
   EXPECT_THAT(std::string(MakePlan(options).status().message()), HasSubstr("memory: needed"));
