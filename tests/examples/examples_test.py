@@ -85,6 +85,18 @@ class ExamplesTest(unittest.TestCase):
         printed = self.run_example(python, EXAMPLES / "openai/completions.py")
         self.assertEqual([line[:3] for line in printed.splitlines()[-4:]], ["0: ", "1: ", "2: ", "3: "])
 
+    def test_tritonclient(self):
+        python = self.need("python3")
+        found = subprocess.run(
+            [python, "-c", "import tritonclient.grpc"], capture_output=True, check=False
+        )
+        if found.returncode != 0:
+            self.skipTest("no tritonclient among the test clients")
+        printed = self.run_example(python, EXAMPLES / "tritonclient/infer.py").splitlines()
+        for line in printed[:2]:
+            self.assertRegex(line, r"\((length|stop_token)\)$")
+        self.assertTrue("".join(printed[2:]))
+
     def test_grpcurls_commands_by_another_client_of_reflection(self):
         """The same requests with `buf curl`: it, too, knows the services by reflection alone."""
         buf = self.need("buf")
