@@ -133,10 +133,17 @@ Scheduler::Scheduler(std::span<Engine* const> engines, const Clock* clock,
 
 Scheduler::~Scheduler() {
   // Steps use their sequences until they end.
-  for (const auto& device : devices_) {
-    if (!device->computing) continue;
-    while (!Follow(*device).has_value()) signal_.Wait();
-    for (Sequence* sequence : device->step.sequences) sequence->in_step = false;
+  for (bool is_computing = true; is_computing;) {
+    is_computing = false;
+    for (const auto& device : devices_) {
+      if (!device->computing) continue;
+      if (Follow(*device).has_value()) {
+        for (Sequence* sequence : device->step.sequences) sequence->in_step = false;
+      } else {
+        is_computing = true;
+      }
+    }
+    if (is_computing) signal_.Wait();
   }
   TakeInbox();
   DeliverLeftOver();

@@ -35,7 +35,8 @@ void StepSignal::Raise() {
 
 void StepSignal::Wait() {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return raised_; });
+  changed_.wait(
+      lock, [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return num_ready_ > 0 || raised_; });
   raised_ = false;
 }
 
@@ -64,18 +65,20 @@ void StepThread::Start(std::span<const PageCopy> copies, std::span<const Row> ro
 
 void StepThread::Publish(int row, std::span<const SampledToken> tokens, bool last) {
   const TimePoint now = clock_->Now();
-  bool is_first = false;
+  bool was_ready = false;
   {
-    std::lock_guard lock(mutex_);
-    is_first = published_.events.empty();
+    std::lock_guard lock(signal_->mutex_);
+    was_ready = IsReady();
     published_.Add(row, tokens, last, now);
+    if (!was_ready) ++signal_->num_ready_;
   }
-  if (is_first) signal_->Raise();
+  if (!was_ready) signal_->changed_.notify_one();
 }
 
 std::optional<StepResult> StepThread::Take(TokenBatch& batch) {
   batch.Clear();
-  std::lock_guard lock(mutex_);
+  std::lock_guard lock(signal_->mutex_);
+  if (IsReady()) --signal_->num_ready_;
   std::swap(batch, published_);
   return std::exchange(result_, std::nullopt);
 }
@@ -95,10 +98,12 @@ void StepThread::Run() {
     result.begin = clock_->Now();
     result.status = engine_->Step(copies, rows, sink);
     result.end = clock_->Now();
-    lock.lock();
-    result_ = std::move(result);
-    lock.unlock();
-    signal_->Raise();
+    {
+      std::lock_guard done(signal_->mutex_);
+      if (!IsReady()) ++signal_->num_ready_;
+      result_ = std::move(result);
+    }
+    signal_->changed_.notify_one();
     lock.lock();
   }
 }

@@ -49,13 +49,17 @@ struct StepResult {
 // Wakes one thread that follows several steps.
 class StepSignal {
  public:
-  void Raise();
-  // Blocks until it is raised, or has been since the last Wait().
+  // Blocks until there is something to take from a StepThread, or somebody has called Raise() since
+  // the last Wait().
   void Wait();
+  void Raise();
 
  private:
-  std::mutex mutex_;
+  friend class StepThread;
+
+  std::mutex mutex_;  // of what the threads have to give, too
   std::condition_variable changed_;
+  int num_ready_ ABSL_GUARDED_BY(mutex_) = 0;  // threads that have something
   bool raised_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
@@ -63,7 +67,7 @@ class StepSignal {
 // inside a step.
 class StepThread {
  public:
-  // All outlive the object. `signal` is raised when there is something to take.
+  // All outlive the object. `signal` tells when there is something to take.
   StepThread(Engine* engine, const Clock* clock, StepSignal* signal);
   // Waits for the step that runs.
   ~StepThread();
@@ -80,6 +84,10 @@ class StepThread {
 
  private:
   void Run();
+  // Whether there is something to take.
+  bool IsReady() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(signal_->mutex_) {
+    return result_.has_value() || !published_.events.empty();
+  }
 
   Engine* const engine_;
   const Clock* const clock_;
@@ -90,9 +98,9 @@ class StepThread {
   std::span<const PageCopy> copies_ ABSL_GUARDED_BY(mutex_);
   std::span<const Row> rows_ ABSL_GUARDED_BY(mutex_);
   TokenSink* sink_ ABSL_GUARDED_BY(mutex_) = nullptr;  // of the step to run
-  TokenBatch published_ ABSL_GUARDED_BY(mutex_);
-  std::optional<StepResult> result_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  TokenBatch published_ ABSL_GUARDED_BY(signal_->mutex_);
+  std::optional<StepResult> result_ ABSL_GUARDED_BY(signal_->mutex_);
   std::thread thread_;  // the last member: it uses the others
 };
 
