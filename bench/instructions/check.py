@@ -51,7 +51,6 @@ def main():
     if "avx2" not in pathlib.Path("/proc/cpuinfo").read_text().split():
         skip("this processor has no AVX2")
     kept = json.loads(COUNTS.read_text())
-    tolerance = kept["tolerance_percent"]
     expected = kept["instructions"].get(options.build, {})
     if not expected and not options.update:
         skip(f"counts.json has no counts of {options.build}, only of {', '.join(kept['instructions'])}")
@@ -67,6 +66,9 @@ def main():
             before = expected.get(workload)
             change = f"{100 * (instructions / before - 1):+7.2f} %" if before else "new"
             print(f"{workload:24} {instructions:13,} {before or 0:13,} {change:>9}", flush=True)
+            # How often the planning thread wakes while a step runs is a matter of timing.
+            part = "scheduler" if workload.startswith("schedule-") else "engine"
+            tolerance = kept["tolerance_percent"][part]
             if before is None or instructions > before * (1 + tolerance / 100):
                 slower.append(workload)
     if options.update:
@@ -74,7 +76,7 @@ def main():
         COUNTS.write_text(json.dumps(kept, indent=2) + "\n")
         return 0
     if slower:
-        print(f"\nMore than {tolerance} % above what is kept, or not kept: {', '.join(slower)}.\n"
+        print(f"\nAbove what is kept by more than counts.json tolerates, or not kept: {', '.join(slower)}.\n"
               f"Where the work is worth it, write it down: bench/instructions/check.py {options.program} "
               f"--build '{options.build}' --update")
         return 1
