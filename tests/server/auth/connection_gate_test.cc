@@ -203,8 +203,8 @@ TEST(ConnectionGate, UnixSocketsOfLivingServersAreNotTakenOver) {
     EXPECT_FALSE(ConnectionGate::Listen("unix:" + path, {}).ok());
     gate->Open(kept.Receiver());
     const Socket client = connect_to_path();
-    kept.Await(1);
-    EXPECT_EQ(gate->num_connections(), 1);
+    kept.Await(2);  // the other's look whether anybody listens, and the client
+    AwaitConnections(*gate, 1);
   }
   EXPECT_FALSE(std::filesystem::exists(path));
   // What a server that was killed leaves behind.
@@ -217,7 +217,7 @@ TEST(ConnectionGate, UnixSocketsOfLivingServersAreNotTakenOver) {
   const auto gate = Listen("unix:" + path);
   gate->Open(kept.Receiver());
   const Socket client = connect_to_path();
-  kept.Await(2);
+  kept.Await(3);
 }
 
 }  // namespace
