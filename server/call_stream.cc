@@ -65,6 +65,14 @@ TimePoint DeadlineOf(const grpc::CallbackServerContext& context) {
          std::chrono::duration_cast<Duration>(deadline - std::chrono::system_clock::now());
 }
 
+absl::Status WhyTheClientLeft(const grpc::CallbackServerContext& context) {
+  // gRPC also cancels calls whose deadline has passed.
+  if (std::chrono::system_clock::now() >= context.deadline()) {
+    return absl::DeadlineExceededError("the deadline passed");
+  }
+  return absl::CancelledError("the client left");
+}
+
 void AddRetryPushback(grpc::CallbackServerContext& context, const absl::Status& status) {
   if (!absl::IsResourceExhausted(status)) return;
   context.AddTrailingMetadata("grpc-retry-pushback-ms", kRetryPushbackMs);
@@ -99,14 +107,6 @@ CallStream* CallStream::Start(Call call, const CallEnvironment& environment,
   stream->generation_ = generation;
   generation->Submit();
   return stream;
-}
-
-absl::Status CallStream::WhyTheClientLeft() const {
-  // gRPC also cancels calls whose deadline has passed.
-  if (std::chrono::system_clock::now() >= call_.context->deadline()) {
-    return absl::DeadlineExceededError("the deadline passed");
-  }
-  return absl::CancelledError("the client left");
 }
 
 void CallStream::Advance() {
@@ -150,12 +150,12 @@ void CallStream::OnWriteDone(bool ok) {
     sequence = written_sequence_;
   }
   if (sequence.has_value()) generation_->Written(*sequence);
-  if (!ok) generation_->Leave(WhyTheClientLeft());
+  if (!ok) generation_->Leave(WhyTheClientLeft(*call_.context));
   Advance();
 }
 
 void CallStream::OnCancel() {
-  if (generation_ != nullptr) generation_->Leave(WhyTheClientLeft());
+  if (generation_ != nullptr) generation_->Leave(WhyTheClientLeft(*call_.context));
 }
 
 void CallStream::OnDone() {

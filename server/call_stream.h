@@ -48,8 +48,6 @@ class CallStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
   void OnCancel() override;
   void OnDone() override;
 
-  // Why there is nobody to write to.
-  absl::Status WhyTheClientLeft() const;
   // Starts the next write, or finishes the call, unless a write is in flight.
   void Advance();
   void LogCall() const;
@@ -75,6 +73,9 @@ grpc::ByteBuffer EncodeAskResponse(CallOutput::Message message);
 
 // The deadline of a call in the scheduler's time.
 TimePoint DeadlineOf(const grpc::CallbackServerContext& context);
+
+// Why there is nobody to write to, of a call that was cancelled.
+absl::Status WhyTheClientLeft(const grpc::CallbackServerContext& context);
 
 // Tells a client that found the server full when to try again.
 void AddRetryPushback(grpc::CallbackServerContext& context, const absl::Status& status);

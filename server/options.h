@@ -44,7 +44,7 @@ struct ServerOptions {
   std::optional<bool> reflection;
   // How long a drain lets accepted requests go on.
   std::chrono::milliseconds drain_timeout{30'000};
-  // Of a request message.
+  // Of a request message, and about of a KServe response that is not streamed.
   int max_message_bytes = 4 << 20;
   // Output of a call that may wait unread before its sequences pause; they share it equally.
   int64_t max_unread_bytes = 1 << 20;

@@ -88,12 +88,19 @@ Server::Server(const ServerOptions& options, ModelFacts model, std::unique_ptr<S
       health_service_({v1::GenerationService::service_full_name(),
                        v1::DocumentService::service_full_name(),
                        v1::ModelService::service_full_name(), v1::AdminService::service_full_name(),
+                       inference::GRPCInferenceService::service_full_name(),
                        grpc::health::v1::Health::service_full_name()}),
       generation_service_(&model_, Calls(), options.requests),
       document_service_(&model_, Calls(), clock_.get(), options.requests, options.documents),
       model_service_(&model_, scheduler_.get()),
       admin_service_(&requests_,
                      {.drain = [this] { Drain(); }, .stats = [this] { return Stats(); }}),
+      inference_service_({.model = &model_,
+                          .calls = Calls(),
+                          .limits = options.requests,
+                          .max_response_bytes = options.max_message_bytes,
+                          .requests = &requests_},
+                         [this] { return health_service_.serving(); }),
       http_service_({.model = &model_,
                      .calls = Calls(),
                      .clock = clock_.get(),
@@ -156,6 +163,7 @@ absl::Status Server::Listen() {
       {&generation_service_, v1::GenerationService::service_full_name()},
       {&document_service_, v1::DocumentService::service_full_name()},
       {&model_service_, v1::ModelService::service_full_name()},
+      {&inference_service_, inference::GRPCInferenceService::service_full_name()},
   };
   // Where anybody could, nobody may.
   if (access_->authenticator().needs_key() || options_.IsLocal()) {

@@ -25,6 +25,7 @@
 #include "server/health_service.h"
 #include "server/http/http_server.h"
 #include "server/http/http_service.h"
+#include "server/kserve/inference_service.h"
 #include "server/latency_window.h"
 #include "server/metrics/measured_engine.h"
 #include "server/metrics/serving_metrics.h"
@@ -108,6 +109,7 @@ class Server {
   DocumentService document_service_;
   ModelService model_service_;
   AdminService admin_service_;
+  InferenceService inference_service_;
   HttpService http_service_;
   std::unique_ptr<GrpcEndpoint> grpc_;
   std::unique_ptr<HttpServer> http_server_;  // null: no HTTP port

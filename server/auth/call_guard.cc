@@ -110,6 +110,7 @@ class GuardedService::Handler final : public MethodHandler {
     if (access_ == Access::kAdmins) {
       if (absl::Status status = caller->CheckAdmin(); !status.ok()) return status;
     }
+    context.authenticator_ = guard_.authenticator;
     context.caller_ = std::make_shared<const Caller>(*std::move(caller));
     context.registry_ = guard_.requests;
     return absl::OkStatus();
@@ -146,6 +147,12 @@ CallContext& CallOf(grpc::CallbackServerContext& context) {
 
 const CallContext& CallOf(const grpc::CallbackServerContext& context) {
   return dynamic_cast<const CallContext&>(context);
+}
+
+absl::StatusOr<std::shared_ptr<const Caller>> CallContext::AdmitAnother() const {
+  auto caller = authenticator_->Admit(TokenOf(*this));
+  if (!caller.ok()) return caller.status();
+  return std::make_shared<const Caller>(*std::move(caller));
 }
 
 void CallContext::SetRequestId(const std::string& id) {

@@ -16,7 +16,9 @@
 #include <deque>
 #include <memory>
 #include <string>
+#include <utility>
 
+#include "absl/status/statusor.h"
 #include "server/auth/authenticator.h"
 #include "server/auth/request_registry.h"
 
@@ -37,9 +39,15 @@ class CallContext final : public grpc::CallbackServerContext {
 
   const std::shared_ptr<const Caller>& caller() const { return caller_; }
 
+  // For calls that carry many requests. The first one takes the caller, and so the call's share of
+  // what its key allows ends with it; each further one is admitted as a call would be.
+  std::shared_ptr<const Caller> TakeCaller() { return std::move(caller_); }
+  absl::StatusOr<std::shared_ptr<const Caller>> AdmitAnother() const;
+
  private:
   friend class GuardedService;
 
+  Authenticator* authenticator_ = nullptr;
   std::shared_ptr<const Caller> caller_;
   RequestRegistry* registry_ = nullptr;
   std::string request_id_;

@@ -8,6 +8,7 @@ import subprocess
 import threading
 
 import grpc
+from photon.v1 import admin_pb2, admin_pb2_grpc
 
 SERVER = os.environ["PHOTON_SERVER_PROGRAM"]
 CLI = os.environ["PHOTON_CLI_PROGRAM"]
@@ -103,3 +104,10 @@ def server(*flags, **settings):
 def channel_to(process):
     with grpc.insecure_channel(process.address) as channel:
         yield channel
+
+
+def stats(process):
+    """What a server without keys says of itself."""
+    with channel_to(process) as channel:
+        stub = admin_pb2_grpc.AdminServiceStub(channel)
+        return stub.GetStats(admin_pb2.GetStatsRequest(), timeout=PATIENCE_S)

@@ -109,6 +109,8 @@ class KeysTest(unittest.TestCase):
             "/photon.v1.DocumentService/CreateDocument",
             "/photon.v1.ModelService/GetModelInfo",
             "/photon.v1.AdminService/Drain",
+            "/inference.GRPCInferenceService/ModelInfer",
+            "/inference.GRPCInferenceService/ModelStreamInfer",
         ):
             self.assertIn(expected, methods)
         details = set()

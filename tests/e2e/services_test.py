@@ -14,6 +14,7 @@ SERVICES = (
     "photon.v1.GenerationService",
     "photon.v1.DocumentService",
     "photon.v1.ModelService",
+    "inference.GRPCInferenceService",
 )
 
 

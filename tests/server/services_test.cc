@@ -16,8 +16,9 @@ using ::testing::HasSubstr;
 
 TEST_F(ServerTest, KnowsTheHealthOfEachService) {
   Start();
-  for (const char* service : {"", "photon.v1.GenerationService", "photon.v1.DocumentService",
-                              "photon.v1.ModelService", "grpc.health.v1.Health"}) {
+  for (const char* service :
+       {"", "photon.v1.GenerationService", "photon.v1.DocumentService", "photon.v1.ModelService",
+        "inference.GRPCInferenceService", "grpc.health.v1.Health"}) {
     EXPECT_EQ(Health(service), HealthCheckResponse::SERVING) << service;
   }
   HealthCheckRequest unknown;

@@ -1,0 +1,108 @@
+#include "server/kserve/inference.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/request_id.h"
+#include "server/request_log.h"
+
+namespace photon {
+namespace {
+
+std::string IdOf(const inference::ModelInferRequest& request, const std::string& call_id) {
+  return request.id().empty() ? call_id : RequestIdOr(request.id());
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Inference>> Inference::Create(
+    const Environment& environment, const inference::ModelInferRequest& request,
+    Settings settings) {
+  settings.call_id = IdOf(request, settings.call_id);
+  const auto refuse = [&](const absl::Status& error) {
+    LogRequest(settings.method, settings.call_id, error, std::nullopt);
+    return error;
+  };
+  auto parsed = ParseInferenceRequest(request, environment.model->name, environment.limits,
+                                      settings.may_stream);
+  if (!parsed.ok()) return refuse(parsed.status());
+  auto queries = InferenceQueries(*parsed, *environment.model, environment.limits, RandomBits());
+  if (!queries.ok()) return refuse(queries.status());
+  return std::unique_ptr<Inference>(
+      new Inference(environment, *std::move(parsed), *std::move(queries), std::move(settings)));
+}
+
+Inference::Inference(const Environment& environment, InferenceRequest request,
+                     std::vector<absl::StatusOr<Query>> queries, Settings settings)
+    : max_response_bytes_(environment.max_response_bytes),
+      method_(settings.method),
+      id_(std::move(settings.call_id)),
+      response_(std::move(request), environment.model->name) {
+  GenerationCall::Settings call_settings;
+  call_settings.deadline = settings.deadline;
+  if (const auto timeout = response_.request().timeout) {
+    call_settings.deadline =
+        std::min(call_settings.deadline, std::chrono::steady_clock::now() + *timeout);
+  }
+  call_settings.caller = std::move(settings.caller);
+  call_settings.on_change = std::move(settings.on_change);
+  call_ = GenerationCall::Create(environment.calls, std::move(queries), std::move(call_settings));
+  abortable_ = environment.requests->Add(id_, [weak = std::weak_ptr(call_)] {
+    const std::shared_ptr<GenerationCall> call = weak.lock();
+    if (call != nullptr) call->Leave(absl::CancelledError("the request was aborted"));
+  });
+}
+
+Inference::~Inference() {
+  abortable_.reset();
+  call_->Leave(absl::CancelledError("nobody reads"));
+  call_->Close();
+  LogRequest(method_, id_, status_, call_->Summary());
+}
+
+Inference::Reading Inference::Next() {
+  Reading reading = response_.request().stream ? NextPiece() : NextWhole();
+  if (reading.end.has_value()) status_ = *reading.end;
+  return reading;
+}
+
+Inference::Reading Inference::NextPiece() {
+  GenerationCall::Reading reading = call_->Next();
+  Reading result{.end = std::move(reading.end)};
+  if (reading.message.has_value()) {
+    in_flight_ = reading.message->sequence;
+    const bool last = result.end.has_value() && result.end->ok();
+    result.response = response_.Piece(*std::move(reading.message), last);
+  }
+  return result;
+}
+
+Inference::Reading Inference::NextWhole() {
+  for (;;) {
+    GenerationCall::Reading reading = call_->Next();
+    if (reading.message.has_value()) {
+      const std::optional<SequenceIndex> sequence = reading.message->sequence;
+      response_.Add(*std::move(reading.message));
+      if (sequence.has_value()) call_->Written(*sequence);
+      if (response_.bytes() > max_response_bytes_) {
+        return {.end = absl::InvalidArgumentError(
+                    absl::StrCat("max_tokens: a response of more than ", max_response_bytes_,
+                                 " bytes has to be streamed, with ModelStreamInfer"))};
+      }
+    }
+    if (reading.end.has_value()) {
+      Reading result{.end = std::move(reading.end)};
+      if (result.end->ok()) result.response = response_.Whole();
+      return result;
+    }
+    if (!reading.message.has_value()) return {};
+  }
+}
+
+void Inference::Written() {
+  if (const auto sequence = std::exchange(in_flight_, std::nullopt)) call_->Written(*sequence);
+}
+
+}  // namespace photon
