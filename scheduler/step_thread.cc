@@ -1,8 +1,25 @@
 #include "scheduler/step_thread.h"
 
+#include <exception>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+
 namespace photon {
+namespace {
+
+// A step that throws, as where memory cannot be allocated, has lost its pages like one whose device
+// fails.
+absl::Status StepOrFail(Engine& engine, std::span<const PageCopy> copies, std::span<const Row> rows,
+                        TokenSink& sink) {
+  try {
+    return engine.Step(copies, rows, sink);
+  } catch (const std::exception& error) {
+    return absl::InternalError(absl::StrCat("a step threw: ", error.what()));
+  }
+}
+
+}  // namespace
 
 void TokenBatch::Clear() {
   events.clear();
@@ -96,7 +113,7 @@ void StepThread::Run() {
     lock.unlock();
     StepResult result;
     result.begin = clock_->Now();
-    result.status = engine_->Step(copies, rows, sink);
+    result.status = StepOrFail(*engine_, copies, rows, sink);
     result.end = clock_->Now();
     {
       std::lock_guard done(signal_->mutex_);

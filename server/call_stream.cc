@@ -166,7 +166,7 @@ void CallStream::OnDone() {
 }
 
 void CallStream::LogCall() const {
-  LogRequest(call_.method, call_.request_id, status_,
+  LogRequest({call_.method, call_.request_id, TraceIdOf(*call_.context)}, status_,
              generation_ == nullptr ? std::nullopt : generation_->Summary());
 }
 

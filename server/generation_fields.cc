@@ -44,8 +44,7 @@ bool GenerationFields::Read(std::string_view name, const Json& value) {
 
 void GenerationFields::AddProblem(std::string_view name, std::string problem) {
   if (problems_.size() >= kMaxProblems) return;
-  problems_.push_back(
-      absl::StrCat(std::string(name.substr(0, kMaxFieldNameBytes)), ": ", problem));
+  problems_.push_back(absl::StrCat(std::string(name.substr(0, kMaxFieldNameBytes)), ": ", problem));
 }
 
 absl::Status GenerationFields::status() const {
@@ -186,18 +185,18 @@ void GenerationFields::TimeoutMs(std::string_view name, const Json& value) {
 
 absl::Status InGenerationFields(const absl::Status& error, std::string_view prompts) {
   if (error.ok()) return error;
-  return absl::Status(
-      error.code(), absl::StrReplaceAll(std::string(error.message()),
-                                        {{"parameters.sampling.", ""},
-                                         {"parameters.stop.strings", "stop"},
-                                         {"parameters.stop.token_ids", "stop_token_ids"},
-                                         {"parameters.top_logprobs", "logprobs"},
-                                         {"parameters.", ""},
-                                         {"].token_ids.ids[", "]["},
-                                         {"GENERATION_MODE_EXACT", "exact"},
-                                         {"GENERATION_MODE_HIERGEN", "hiergen"},
-                                         {"GENERATION_MODE_RECGEN", "recgen"},
-                                         {"prompts[", absl::StrCat(std::string(prompts), "[")}}));
+  return absl::Status(error.code(),
+                      absl::StrReplaceAll(std::string(error.message()),
+                                          {{"parameters.sampling.", ""},
+                                           {"parameters.stop.strings", "stop"},
+                                           {"parameters.stop.token_ids", "stop_token_ids"},
+                                           {"parameters.top_logprobs", "logprobs"},
+                                           {"parameters.", ""},
+                                           {"].token_ids.ids[", "]["},
+                                           {"GENERATION_MODE_EXACT", "exact"},
+                                           {"GENERATION_MODE_HIERGEN", "hiergen"},
+                                           {"GENERATION_MODE_RECGEN", "recgen"},
+                                           {"prompts[", absl::StrCat(std::string(prompts), "[")}}));
 }
 
 }  // namespace photon

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/auth/call_guard.h"
+#include "server/trace_context.h"
 
 namespace photon {
 namespace {
@@ -36,6 +37,12 @@ std::string TakeRequestId(grpc::CallbackServerContext* context) {
   std::string id = RequestIdOr(sent);
   CallOf(*context).SetRequestId(id);
   return id;
+}
+
+std::string TraceIdOf(const grpc::CallbackServerContext& context) {
+  const auto found = context.client_metadata().find("traceparent");
+  if (found == context.client_metadata().end()) return "";
+  return TraceIdOf(std::string_view(found->second.data(), found->second.size()));
 }
 
 void ReturnRequestId(grpc::CallbackServerContext* context, Answer answer) {

@@ -24,6 +24,9 @@ std::string TakeRequestId(grpc::CallbackServerContext* context);
 enum class Answer : uint8_t { kResponse, kErrorAlone };
 void ReturnRequestId(grpc::CallbackServerContext* context, Answer answer);
 
+// Of the call's `traceparent`; empty: none.
+std::string TraceIdOf(const grpc::CallbackServerContext& context);
+
 // 64 random bits. Any thread.
 uint64_t RandomBits();
 

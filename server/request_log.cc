@@ -57,10 +57,11 @@ class JsonFormatter final : public spdlog::formatter {
   }
 };
 
-std::string TextLine(std::string_view method, std::string_view id, const absl::Status& status,
+std::string TextLine(const RequestName& name, const absl::Status& status,
                      const std::optional<RequestSummary>& summary) {
-  std::string line =
-      fmt::format("method={} id={} status={}", method, id, absl::StatusCodeToString(status.code()));
+  std::string line = fmt::format("method={} id={} status={}", name.method, name.id,
+                                 absl::StatusCodeToString(status.code()));
+  if (!name.trace_id.empty()) line += fmt::format(" trace_id={}", name.trace_id);
   if (summary.has_value()) {
     if (!summary->caller.empty()) line += fmt::format(" caller={}", summary->caller);
     line += fmt::format(
@@ -74,9 +75,12 @@ std::string TextLine(std::string_view method, std::string_view id, const absl::S
   return line;
 }
 
-std::string JsonLine(std::string_view method, std::string_view id, const absl::Status& status,
+std::string JsonLine(const RequestName& name, const absl::Status& status,
                      const std::optional<RequestSummary>& summary) {
-  Json json = {{"method", method}, {"id", id}, {"status", absl::StatusCodeToString(status.code())}};
+  Json json = {{"method", name.method},
+               {"id", name.id},
+               {"status", absl::StatusCodeToString(status.code())}};
+  if (!name.trace_id.empty()) json["trace_id"] = name.trace_id;
   if (!status.ok()) json["error"] = std::string(status.message());
   if (summary.has_value()) {
     if (!summary->caller.empty()) json["caller"] = summary->caller;
@@ -114,12 +118,12 @@ void StartLog(LogFormat format, spdlog::level::level_enum level) {
   spdlog::set_level(level);
 }
 
-void LogRequest(std::string_view method, std::string_view id, const absl::Status& status,
+void LogRequest(const RequestName& name, const absl::Status& status,
                 const std::optional<RequestSummary>& summary) {
   if (const auto json_log = spdlog::get(kRequestLogger)) {
-    json_log->info("{}", JsonLine(method, id, status, summary));
+    json_log->info("{}", JsonLine(name, status, summary));
   } else {
-    spdlog::info("{}", TextLine(method, id, status, summary));
+    spdlog::info("{}", TextLine(name, status, summary));
   }
 }
 

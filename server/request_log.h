@@ -37,8 +37,15 @@ struct RequestSummary {
   double decode_ms = 0;
 };
 
+// Which request a line is about.
+struct RequestName {
+  std::string_view method;
+  std::string_view id;
+  std::string_view trace_id;  // see TraceIdOf; empty: none
+};
+
 // `summary` is absent where nothing ran. Any thread.
-void LogRequest(std::string_view method, std::string_view id, const absl::Status& status,
+void LogRequest(const RequestName& name, const absl::Status& status,
                 const std::optional<RequestSummary>& summary);
 
 }  // namespace photon

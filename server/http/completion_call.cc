@@ -90,7 +90,7 @@ void CompletionCall::OnClosed(bool complete) {
     call_->Leave(status_);
   }
   call_->Close();
-  LogRequest("completions", settings_.request_id, status_, call_->Summary());
+  LogRequest({"completions", settings_.request_id, settings_.trace_id}, status_, call_->Summary());
 }
 
 }  // namespace photon

@@ -19,6 +19,7 @@ class CompletionCall final : public HttpAnswer {
     bool stream = false;
     int64_t max_response_bytes = 0;
     std::string request_id;                             // for the log
+    std::string trace_id;                               // likewise
     std::unique_ptr<RequestRegistry::Entry> abortable;  // lets others abort the call
   };
 

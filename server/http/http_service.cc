@@ -17,6 +17,7 @@
 #include "server/random.h"
 #include "server/request_id.h"
 #include "server/request_log.h"
+#include "server/trace_context.h"
 
 namespace photon {
 namespace {
@@ -109,8 +110,10 @@ class AnswerWithHeaders final : public HttpAnswer {
 
 // What goes wrong before there is a call.
 std::shared_ptr<HttpAnswer> RefuseCompletion(const absl::Status& error,
-                                             const std::string& request_id) {
-  LogRequest("completions", request_id, error, std::nullopt);
+                                             const std::string& request_id,
+                                             const HttpRequest& request) {
+  LogRequest({"completions", request_id, TraceIdOf(request.header("traceparent"))}, error,
+             std::nullopt);
   return AnswerAtOnce(ApiErrorResponse(error));
 }
 
@@ -150,7 +153,7 @@ std::shared_ptr<HttpAnswer> HttpService::Dispatch(HttpRequest request,
     std::optional<std::string_view> token;
     if (const auto value = request.header("authorization")) token = BearerToken(*value);
     absl::StatusOr<Caller> admitted = environment_.authenticator->Admit(token);
-    if (!admitted.ok()) return RefuseCompletion(admitted.status(), request_id);
+    if (!admitted.ok()) return RefuseCompletion(admitted.status(), request_id, request);
     caller = std::make_shared<const Caller>(*std::move(admitted));
   }
   if (!is_get_only && !is_post_only) {
@@ -194,10 +197,10 @@ std::shared_ptr<HttpAnswer> HttpService::Complete(const HttpRequest& http_reques
   }
   auto request =
       ParseCompletionRequest(http_request.body, environment_.model->name, environment_.limits);
-  if (!request.ok()) return RefuseCompletion(request.status(), request_id);
+  if (!request.ok()) return RefuseCompletion(request.status(), request_id, http_request);
   auto queries =
       CompletionQueries(*request, *environment_.model, environment_.limits, RandomBits());
-  if (!queries.ok()) return RefuseCompletion(queries.status(), request_id);
+  if (!queries.ok()) return RefuseCompletion(queries.status(), request_id, http_request);
 
   GenerationCall::Settings call_settings = {.caller = std::move(caller),
                                             .on_change = std::move(waker)};
@@ -208,7 +211,8 @@ std::shared_ptr<HttpAnswer> HttpService::Complete(const HttpRequest& http_reques
       GenerationCall::Create(environment_.calls, *std::move(queries), std::move(call_settings));
   CompletionCall::Settings settings = {.stream = request->stream,
                                        .max_response_bytes = environment_.max_response_bytes,
-                                       .request_id = request_id};
+                                       .request_id = request_id,
+                                       .trace_id = TraceIdOf(http_request.header("traceparent"))};
   settings.abortable = environment_.requests->Add(request_id, [weak = std::weak_ptr(call)] {
     const std::shared_ptr<GenerationCall> call = weak.lock();
     if (call != nullptr) call->Leave(absl::CancelledError("the request was aborted"));

@@ -11,8 +11,12 @@
 namespace photon {
 namespace {
 
+// The request's own id, if it can stand in a line of the log.
 std::string IdOf(const inference::ModelInferRequest& request, const std::string& call_id) {
-  return request.id().empty() ? call_id : RequestIdOr(request.id());
+  const std::string& id = request.id();
+  const bool is_line =
+      std::all_of(id.begin(), id.end(), [](char c) { return c >= ' ' && c < 127; });
+  return id.empty() || id.size() > 128 || !is_line ? call_id : id;
 }
 
 }  // namespace
@@ -22,7 +26,7 @@ absl::StatusOr<std::unique_ptr<Inference>> Inference::Create(
     Settings settings) {
   settings.call_id = IdOf(request, settings.call_id);
   const auto refuse = [&](const absl::Status& error) {
-    LogRequest(settings.method, settings.call_id, error, std::nullopt);
+    LogRequest({settings.method, settings.call_id, settings.trace_id}, error, std::nullopt);
     return error;
   };
   auto parsed = ParseInferenceRequest(request, environment.model->name, environment.limits,
@@ -39,6 +43,7 @@ Inference::Inference(const Environment& environment, InferenceRequest request,
     : max_response_bytes_(environment.max_response_bytes),
       method_(settings.method),
       id_(std::move(settings.call_id)),
+      trace_id_(std::move(settings.trace_id)),
       response_(std::move(request), environment.model->name) {
   GenerationCall::Settings call_settings;
   call_settings.deadline = settings.deadline;
@@ -59,7 +64,7 @@ Inference::~Inference() {
   abortable_.reset();
   call_->Leave(absl::CancelledError("nobody reads"));
   call_->Close();
-  LogRequest(method_, id_, status_, call_->Summary());
+  LogRequest({method_, id_, trace_id_}, status_, call_->Summary());
 }
 
 Inference::Reading Inference::Next() {

@@ -32,7 +32,8 @@ class Inference {
   struct Settings {
     const char* method = "";  // for the log
     bool may_stream = false;
-    std::string call_id;  // for the log and for aborts, unless the request has an id
+    std::string call_id;   // for the log and for aborts, unless the request has an id
+    std::string trace_id;  // for the log
     TimePoint deadline = TimePoint::max();
     std::shared_ptr<const Caller> caller;
     std::function<void()> on_change;  // as GenerationCall's
@@ -78,7 +79,9 @@ class Inference {
 
   const int64_t max_response_bytes_;
   const char* const method_;
-  std::string id_;  // for the log
+  // For the log.
+  const std::string id_;
+  const std::string trace_id_;
   InferenceResponse response_;
   std::shared_ptr<GenerationCall> call_;
   std::unique_ptr<RequestRegistry::Entry> abortable_;

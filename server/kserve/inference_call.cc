@@ -14,13 +14,14 @@ grpc::ServerUnaryReactor* InferenceCall::Start(grpc::CallbackServerContext* cont
                                                const Inference::Environment& environment,
                                                const grpc::ByteBuffer& request_buffer,
                                                grpc::ByteBuffer* response) {
-  Inference::Settings settings = {.method = "ModelInfer", .call_id = EchoRequestId(context)};
+  Inference::Settings settings = {.method = "ModelInfer", .call_id = TakeRequestId(context)};
   inference::ModelInferRequest request;
   if (absl::Status status = ParseMessage(request_buffer, &request); !status.ok()) {
     return FinishUnary(context, status);
   }
   auto* call = new InferenceCall(context, response);
   call->self_.reset(call);
+  settings.trace_id = TraceIdOf(*context);
   settings.deadline = DeadlineOf(*context);
   settings.caller = CallOf(*context).caller();
   settings.on_change = [weak = std::weak_ptr<InferenceCall>(call->self_)] {
@@ -28,6 +29,7 @@ grpc::ServerUnaryReactor* InferenceCall::Start(grpc::CallbackServerContext* cont
   };
   auto inference = Inference::Create(environment, request, std::move(settings));
   if (!inference.ok()) {
+    ReturnRequestId(context, Answer::kErrorAlone);
     call->Finish(ToGrpcStatus(inference.status()));
     return call;
   }
@@ -44,6 +46,7 @@ void InferenceCall::Advance() {
     const Inference::Reading reading = inference_->Next();
     if (!reading.end.has_value()) return;
     finished_ = true;
+    ReturnRequestId(context_, reading.end->ok() ? Answer::kResponse : Answer::kErrorAlone);
     AddRetryPushback(*context_, *reading.end);
     status = ToGrpcStatus(*reading.end);
     if (reading.response.has_value()) *response_ = SerializeMessage(*reading.response);

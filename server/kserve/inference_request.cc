@@ -94,8 +94,7 @@ class Reader {
   }
 
   absl::StatusOr<InferenceRequest> Read(const inference::ModelInferRequest& request) {
-    const int64_t most =
-        std::max({limits_.max_prompts, kMaxStopTokens, kMaxStopStrings});
+    const int64_t most = std::max({limits_.max_prompts, kMaxStopTokens, kMaxStopStrings});
     auto tensors = ReadInputs(request, most);
     if (!tensors.ok()) return tensors.status();
     request_.id = request.id();
@@ -151,7 +150,8 @@ class Reader {
     if (tensor.elements.empty() ||
         std::adjacent_find(tensor.elements.begin(), tensor.elements.end(), std::not_equal_to<>()) !=
             tensor.elements.end()) {
-      fields_.Expect(tensor.name, "one element, or the same for all prompts: they share parameters");
+      fields_.Expect(tensor.name,
+                     "one element, or the same for all prompts: they share parameters");
       return nullptr;
     }
     return std::move(tensor.elements.front());
@@ -215,7 +215,8 @@ class Reader {
   void Stream(const Json& value) {
     const auto flag = fields_.Boolean("stream", value);
     if (!flag.has_value()) return;
-    if (*flag && !may_stream_) fields_.Fail("stream", "ModelStreamInfer streams, ModelInfer cannot");
+    if (*flag && !may_stream_)
+      fields_.Fail("stream", "ModelStreamInfer streams, ModelInfer cannot");
     request_.stream = *flag && may_stream_;
   }
 
@@ -239,9 +240,8 @@ class Reader {
 
   void Outputs(const inference::ModelInferRequest& request) {
     for (const auto& output : request.outputs()) {
-      const auto found = std::find_if(kOutputs.begin(), kOutputs.end(), [&](const auto& spec) {
-        return spec.name == output.name();
-      });
+      const auto found = std::find_if(kOutputs.begin(), kOutputs.end(),
+                                      [&](const auto& spec) { return spec.name == output.name(); });
       if (found == kOutputs.end()) {
         std::vector<std::string> names;
         for (const TensorTemplate& spec : kOutputs) names.emplace_back(spec.name);
@@ -318,9 +318,10 @@ absl::StatusOr<InferenceRequest> ParseInferenceRequest(const inference::ModelInf
   return Reader(limits, may_stream).Read(request);
 }
 
-absl::StatusOr<std::vector<absl::StatusOr<Query>>> InferenceQueries(
-    const InferenceRequest& request, const ModelFacts& model, const RequestLimits& limits,
-    uint64_t seed) {
+absl::StatusOr<std::vector<absl::StatusOr<Query>>> InferenceQueries(const InferenceRequest& request,
+                                                                    const ModelFacts& model,
+                                                                    const RequestLimits& limits,
+                                                                    uint64_t seed) {
   auto queries = ParseGenerateBatchRequest(request.generation, model, limits, seed);
   if (!queries.ok()) return InGenerationFields(queries.status(), "text_input");
   // An inference succeeds or fails as a whole.

@@ -54,9 +54,10 @@ absl::StatusOr<InferenceRequest> ParseInferenceRequest(const inference::ModelInf
                                                        bool may_stream);
 
 // What the request asks the scheduler for. kInvalidArgument in the words of its tensors.
-absl::StatusOr<std::vector<absl::StatusOr<Query>>> InferenceQueries(
-    const InferenceRequest& request, const ModelFacts& model, const RequestLimits& limits,
-    uint64_t seed);
+absl::StatusOr<std::vector<absl::StatusOr<Query>>> InferenceQueries(const InferenceRequest& request,
+                                                                    const ModelFacts& model,
+                                                                    const RequestLimits& limits,
+                                                                    uint64_t seed);
 
 // kNotFound, unless they are of the model that is served; an empty version is.
 absl::Status CheckModel(const std::string& name, const std::string& version,

@@ -36,8 +36,10 @@ inference::ModelMetadataResponse MetadataOf(const std::string& model_name) {
 
 inference::DataType DataTypeOf(const std::string& datatype) {
   static const std::map<std::string, inference::DataType> kTypes = {
-      {"BOOL", inference::TYPE_BOOL},   {"BYTES", inference::TYPE_STRING},
-      {"FP32", inference::TYPE_FP32},   {"INT32", inference::TYPE_INT32},
+      {"BOOL", inference::TYPE_BOOL},
+      {"BYTES", inference::TYPE_STRING},
+      {"FP32", inference::TYPE_FP32},
+      {"INT32", inference::TYPE_INT32},
       {"UINT64", inference::TYPE_UINT64}};
   return kTypes.at(datatype);
 }
@@ -71,8 +73,7 @@ inference::ModelStatistics StatisticsOf(const std::string& model_name,
   inference::ModelStatistics statistics;
   statistics.set_name(model_name);
   statistics.set_version(kModelVersion);
-  const int64_t ended =
-      std::accumulate(stats.finished.begin(), stats.finished.end(), int64_t{0});
+  const int64_t ended = std::accumulate(stats.finished.begin(), stats.finished.end(), int64_t{0});
   const int64_t failed = stats.finished[static_cast<size_t>(SequenceEnd::kEngineFailed)];
   statistics.set_inference_count(ended);
   statistics.set_execution_count(stats.steps);
@@ -93,7 +94,7 @@ InferenceService::InferenceService(Inference::Environment environment, std::func
 grpc::ServerUnaryReactor* InferenceService::ServerLive(grpc::CallbackServerContext* context,
                                                        const inference::ServerLiveRequest*,
                                                        inference::ServerLiveResponse* response) {
-  EchoRequestId(context);
+  TakeRequestId(context);
   response->set_live(true);
   return FinishUnary(context, absl::OkStatus());
 }
@@ -101,7 +102,7 @@ grpc::ServerUnaryReactor* InferenceService::ServerLive(grpc::CallbackServerConte
 grpc::ServerUnaryReactor* InferenceService::ServerReady(grpc::CallbackServerContext* context,
                                                         const inference::ServerReadyRequest*,
                                                         inference::ServerReadyResponse* response) {
-  EchoRequestId(context);
+  TakeRequestId(context);
   response->set_ready(ready_());
   return FinishUnary(context, absl::OkStatus());
 }
@@ -109,11 +110,11 @@ grpc::ServerUnaryReactor* InferenceService::ServerReady(grpc::CallbackServerCont
 grpc::ServerUnaryReactor* InferenceService::ServerMetadata(
     grpc::CallbackServerContext* context, const inference::ServerMetadataRequest*,
     inference::ServerMetadataResponse* response) {
-  EchoRequestId(context);
+  TakeRequestId(context);
   response->set_name("photon-server");
   response->set_version(PHOTON_VERSION);
-  for (const char* extension : {"model_configuration", "model_repository", "statistics",
-                                "parameters", "schedule_policy"}) {
+  for (const char* extension :
+       {"model_configuration", "model_repository", "statistics", "parameters", "schedule_policy"}) {
     response->add_extensions(extension);
   }
   return FinishUnary(context, absl::OkStatus());
@@ -177,8 +178,8 @@ grpc::ServerUnaryReactor* InferenceService::ModelStatistics(grpc::CallbackServer
           -> absl::StatusOr<inference::ModelStatisticsResponse> {
         const std::string& name = environment_.model->name;
         // No name: of all models.
-        absl::Status status = CheckModel(request.name().empty() ? name : request.name(),
-                                         request.version(), name);
+        absl::Status status =
+            CheckModel(request.name().empty() ? name : request.name(), request.version(), name);
         if (!status.ok()) return status;
         inference::ModelStatisticsResponse response;
         *response.add_model_stats() = StatisticsOf(name, environment_.calls.scheduler->stats());
@@ -189,7 +190,7 @@ grpc::ServerUnaryReactor* InferenceService::ModelStatistics(grpc::CallbackServer
 grpc::ServerUnaryReactor* InferenceService::RepositoryIndex(
     grpc::CallbackServerContext* context, const inference::RepositoryIndexRequest* request,
     inference::RepositoryIndexResponse* response) {
-  EchoRequestId(context);
+  TakeRequestId(context);
   const bool is_ready = ready_();
   if (is_ready || !request->ready()) {
     auto& model = *response->add_models();
@@ -203,7 +204,7 @@ grpc::ServerUnaryReactor* InferenceService::RepositoryIndex(
 grpc::ServerUnaryReactor* InferenceService::RepositoryModelLoad(
     grpc::CallbackServerContext* context, const inference::RepositoryModelLoadRequest*,
     inference::RepositoryModelLoadResponse*) {
-  EchoRequestId(context);
+  TakeRequestId(context);
   return FinishUnary(context, absl::UnimplementedError(
                                   "models are not loaded by clients: the operator says what is "
                                   "served"));
@@ -212,7 +213,7 @@ grpc::ServerUnaryReactor* InferenceService::RepositoryModelLoad(
 grpc::ServerUnaryReactor* InferenceService::RepositoryModelUnload(
     grpc::CallbackServerContext* context, const inference::RepositoryModelUnloadRequest*,
     inference::RepositoryModelUnloadResponse*) {
-  EchoRequestId(context);
+  TakeRequestId(context);
   return FinishUnary(context, absl::UnimplementedError(
                                   "models are not unloaded by clients: the operator says what is "
                                   "served"));

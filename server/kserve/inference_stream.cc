@@ -20,13 +20,14 @@ InferenceStream::InferenceStream(grpc::CallbackServerContext* context,
                                  const Inference::Environment& environment)
     : context_(context),
       environment_(environment),
-      call_id_(EchoRequestId(context)),
+      call_id_(TakeRequestId(context)),
       first_caller_(CallOf(*context).TakeCaller()) {}
 
 InferenceStream* InferenceStream::Start(grpc::CallbackServerContext* context,
                                         const Inference::Environment& environment) {
   auto* stream = new InferenceStream(context, environment);
   stream->self_.reset(stream);
+  ReturnRequestId(context, Answer::kResponse);
   stream->StartSendInitialMetadata();
   stream->Advance();
   return stream;
@@ -66,6 +67,7 @@ void InferenceStream::TakeRequest() {
       Inference::Settings settings = {.method = "ModelStreamInfer",
                                       .may_stream = true,
                                       .call_id = call_id_,
+                                      .trace_id = TraceIdOf(*context_),
                                       .deadline = DeadlineOf(*context_),
                                       .caller = *std::move(caller)};
       settings.on_change = [weak = std::weak_ptr<InferenceStream>(self_)] {

@@ -1,7 +1,7 @@
 // ModelStreamInfer: many inferences at a time on one stream, each with responses of its own.
 //
-// An inference that goes wrong has a response that says so, and the stream goes on. It ends when the
-// client has no more requests and all are answered.
+// An inference that goes wrong has a response that says so, and the stream goes on. It ends when
+// the client has no more requests and all are answered.
 #pragma once
 
 #include <grpcpp/server_context.h>
@@ -62,8 +62,8 @@ class InferenceStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, g
   std::shared_ptr<Inference> written_ ABSL_GUARDED_BY(mutex_);  // of the write in flight
   bool reading_ ABSL_GUARDED_BY(mutex_) = false;
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
-  bool half_closed_ ABSL_GUARDED_BY(mutex_) = false;  // the client has no more requests
-  bool finishing_ ABSL_GUARDED_BY(mutex_) = false;    // Finish was called: nothing else is
+  bool half_closed_ ABSL_GUARDED_BY(mutex_) = false;          // the client has no more requests
+  bool finishing_ ABSL_GUARDED_BY(mutex_) = false;            // Finish was called: nothing else is
   std::optional<absl::Status> left_ ABSL_GUARDED_BY(mutex_);  // why there is nobody to write to
 };
 

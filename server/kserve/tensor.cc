@@ -146,7 +146,8 @@ absl::StatusOr<InputTensor> ReadInput(const inference::ModelInferRequest::InferI
   }
   const Datatype* datatype = FindDatatype(input.datatype());
   if (datatype == nullptr) {
-    return Problem(name, "expected a datatype of BOOL, BYTES, FP32, FP64, or INT or UINT with 8 to ",
+    return Problem(name,
+                   "expected a datatype of BOOL, BYTES, FP32, FP64, or INT or UINT with 8 to ",
                    "64 bits, got \"", input.datatype().substr(0, kMaxNameBytes), "\"");
   }
   InputTensor tensor = {.name = name};

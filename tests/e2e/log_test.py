@@ -11,6 +11,7 @@ from photon.v1 import generation_pb2, generation_pb2_grpc
 import programs
 from programs import PATIENCE_S
 
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 SECRET = "the quick brown fox"
 
 
@@ -25,7 +26,8 @@ class LogTest(unittest.TestCase):
             request.prompt.text = SECRET
             request.parameters.max_tokens = 5
             request.parameters.stop.ignore_eos = True
-            metadata = (("x-request-id", 'my "first" id'),)
+            trace = ("traceparent", f"00-{TRACE}-00f067aa0ba902b7-01")
+            metadata = (("x-request-id", 'my "first" id'), trace)
             for _ in stub.Generate(request, timeout=PATIENCE_S, metadata=metadata):
                 pass
             request.parameters.sampling.top_p = 2
@@ -36,7 +38,7 @@ class LogTest(unittest.TestCase):
         http = urllib.request.Request(
             server.http_url.partition('"')[0].rstrip("/") + "/v1/completions",
             json.dumps({"model": "none", "prompt": SECRET}).encode(),
-            {"content-type": "application/json"},
+            {"content-type": "application/json", "traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"},
         )
         try:
             urllib.request.urlopen(http, timeout=PATIENCE_S).close()
@@ -68,6 +70,17 @@ class LogTest(unittest.TestCase):
         refused = {line["method"]: line for line in self.requests if line["status"] != "OK"}
         self.assertEqual(sorted(refused), ["Generate", "completions"])
         self.assertIn("top_p", refused["Generate"]["error"])
+
+    def test_a_line_names_the_trace_that_the_client_named(self):
+        traces = [(line["method"], line["status"], line.get("trace_id")) for line in self.requests]
+        self.assertCountEqual(
+            traces,
+            [
+                ("Generate", "OK", TRACE),
+                ("Generate", "INVALID_ARGUMENT", None),
+                ("completions", "NOT_FOUND", TRACE),
+            ],
+        )
 
     def test_what_was_asked_is_not_in_it(self):
         self.assertNotIn(SECRET, self.log)

@@ -1,6 +1,6 @@
 // Any tokens against any stop strings: what comes out piece by piece is valid UTF-8, has no stop
-// string in it, and is the text of all tokens up to the first of them. Lines are stop strings, after
-// a zero byte each two bytes are a token.
+// string in it, and is the text of all tokens up to the first of them. Lines are stop strings,
+// after a zero byte each two bytes are a token.
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
