@@ -158,13 +158,13 @@ void InferenceStream::Advance() {
 }
 
 void InferenceStream::OnWriteDone(bool ok) {
-  std::shared_ptr<Inference> inference;
+  std::shared_ptr<Inference> inference;  // destroyed without the lock
   {
     std::lock_guard lock(mutex_);
     writing_ = false;
     inference = std::exchange(written_, nullptr);
+    if (inference != nullptr) inference->Written();
   }
-  if (inference != nullptr) inference->Written();
   if (!ok) return LeaveAll(WhyTheClientLeft(*context_));
   Advance();
 }

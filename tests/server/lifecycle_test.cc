@@ -56,6 +56,8 @@ TEST_F(ServerTest, RefusesWhatItsQueueCannotHold) {
   grpc::ClientContext running_context, waiting_context, refused_context;
   const auto running = generation_->Generate(&running_context, Request(8));
   gate_.AwaitStep(1);
+  // The queue hears of it a moment after the engine.
+  ASSERT_TRUE(Eventually([&] { return server_->stats().num_running == 1; }));
   const auto waiting = generation_->Generate(&waiting_context, Request(8));
   ASSERT_TRUE(Eventually([&] { return server_->stats().num_waiting == 1; }));
   const auto refused = generation_->Generate(&refused_context, Request(8));
@@ -101,6 +103,8 @@ TEST_F(ServerTest, EndsStreamsWithPartialTextWhenTheDrainTimesOut) {
   grpc::ClientContext running_context, waiting_context;
   const auto running = generation_->Generate(&running_context, Request(4000));
   gate_.AwaitStep(1);
+  // The queue hears of it a moment after the engine.
+  ASSERT_TRUE(Eventually([&] { return server_->stats().num_running == 1; }));
   const auto waiting = generation_->Generate(&waiting_context, Request(4000));
   ASSERT_TRUE(Eventually([&] { return server_->stats().num_waiting == 1; }));
   gate_.Allow(2);
