@@ -151,13 +151,12 @@ class FaultsTest(unittest.TestCase):
             connection.sendall(b"GET /readyz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
             self.assertTrue(connection.recv(100).startswith(b"HTTP/1.1 200"))
 
-    def http_stream(self, server, max_tokens=1500):
+    def http_stream(self, server):
         """A connection that has asked for a long completion, and has its first bytes."""
         port = int(re.search(r":(\d+)/", server.http_url).group(1))
         connection = connect(f"127.0.0.1:{port}")
-        body = b'{"model": "%s", "prompt": "Once", "max_tokens": %d, "stream": true, "ignore_eos": true}' % (
-            os.path.basename(programs.MODEL.rstrip("/")).encode(),
-            max_tokens,
+        body = b'{"model": "%s", "prompt": "Once", "max_tokens": 1500, "stream": true, "ignore_eos": true}' % (
+            os.path.basename(programs.MODEL.rstrip("/")).encode()
         )
         connection.sendall(
             b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
@@ -214,14 +213,6 @@ class FaultsTest(unittest.TestCase):
             with self.subTest(leave=leave.__name__):
                 leave(self.http_stream(server))
                 self.assertServes(server)
-
-    def test_http_clients_that_stop_reading_lose_their_connection(self):
-        flags = ("--http-write-timeout", "1", "--max-pause", "1", "--max-unread-bytes", "1024")
-        server = self.start(*flags)
-        readers = [self.http_stream(server, max_tokens=2000) for _ in range(3)]
-        self.assertServes(server)
-        for reader in readers:
-            reader.close()
 
     def test_a_flood_of_resets_leaves_the_server_serving(self):
         server = self.start()

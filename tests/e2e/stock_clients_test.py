@@ -43,6 +43,7 @@ class StockClientsTest(unittest.TestCase):
             with self.assertRaises(grpc.RpcError) as caught:
                 next(watch)
             self.assertEqual(caught.exception.code(), grpc.StatusCode.UNAVAILABLE)
+        self.assertEqual(self.server.wait(), 0)
 
     def test_prometheus_client_reads_the_metrics(self):
         with programs.channel_to(self.server) as channel:
