@@ -141,16 +141,18 @@ int Run(Flags flags, const std::string& command) {
   }
   auto tokenizer = Tokenizer::Load((*checkpoint)->tokenizer_path());
   if (!tokenizer.ok()) return Fail(tokenizer.status());
-  ModelFacts model;
-  model.name = flags.model;
-  model.config = (*checkpoint)->config();
-  model.tokenizer = tokenizer->get();
+  LoadedModel model;
+  model.facts.name = flags.model;
+  model.facts.config = (*checkpoint)->config();
+  model.facts.tokenizer = *std::move(tokenizer);
+  model.engines.emplace_back(*std::move(engine));
   // A line of the log per call would be a cost of the measurement.
   spdlog::set_level(spdlog::level::warn);
   ServerOptions options;
   options.listen = "127.0.0.1:0";
-  auto server = Server::Start(options, scheduler, std::move(model), engine->get());
+  auto server = Server::Start(options, scheduler, std::move(model));
   if (!server.ok()) return Fail(server.status());
+  if (absl::Status ready = (*server)->AwaitReady(); !ready.ok()) return Fail(ready);
   auto target = GrpcTarget::Connect((*server)->address(), flags.connections,
                                     [&] { return (*server)->stats(); });
   if (!target.ok()) return Fail(target.status());

@@ -581,8 +581,9 @@ void Scheduler::Deliver(const TokenBatch& batch, const std::vector<Sequence*>& s
   std::vector<SampledToken> tokens;
   for (const TokenBatch::Event& event : batch.events) {
     Sequence& sequence = *sequences[event.row];
+    const bool counts = !sequence.request.is_probe;
     if (sequence.end.has_value()) {
-      counters_.wasted_slots += event.count;
+      if (counts) counters_.wasted_slots += event.count;
       continue;
     }
     tokens.clear();
@@ -597,8 +598,10 @@ void Scheduler::Deliver(const TokenBatch& batch, const std::vector<Sequence*>& s
     const std::optional<size_t> wanted = sequence.listener->OnTokens(tokens);
     const int accepted = static_cast<int>(std::min(wanted.value_or(tokens.size()), tokens.size()));
     stats.generated_tokens += accepted;
-    counters_.generated_tokens += accepted;
-    counters_.wasted_slots += event.count - accepted;
+    if (counts) {
+      counters_.generated_tokens += accepted;
+      counters_.wasted_slots += event.count - accepted;
+    }
     if (wanted.has_value()) {
       Finish(sequence, SequenceEnd::kListener);
     } else if (event.last) {
@@ -629,7 +632,7 @@ void Scheduler::Finish(Sequence& sequence, SequenceEnd end) {
   sequence.end = end;
   sequence.stop = true;
   sequence.stats.finished = clock_->Now();
-  ++counters_.finished[static_cast<size_t>(end)];
+  if (!sequence.request.is_probe) ++counters_.finished[static_cast<size_t>(end)];
   sequence.listener->OnFinish(end, sequence.stats);
   sequence.listener.reset();
 }
@@ -696,15 +699,20 @@ absl::Status Scheduler::Commit(Device& device, const StepResult& result) {
   const Step& step = device.step;
   const int meta = shape_.meta_tokens;
   const Duration time = result.end - result.begin;
-  last_step_times_[counters_.steps % last_step_times_.size()] = time;
-  const bool is_first = counters_.steps == 0;
-  counters_.recent_step_time = is_first ? time : (7 * counters_.recent_step_time + time) / 8;
-  recent_step_cost_ = is_first ? step.cost : (7 * recent_step_cost_ + step.cost) / 8;
-  counters_.step_time += time;
+  const bool is_probe =
+      std::all_of(step.sequences.begin(), step.sequences.end(),
+                  [](const Sequence* sequence) { return sequence->request.is_probe; });
+  if (!is_probe) {
+    last_step_times_[counters_.steps % last_step_times_.size()] = time;
+    const bool is_first = counters_.steps == 0;
+    counters_.recent_step_time = is_first ? time : (7 * counters_.recent_step_time + time) / 8;
+    recent_step_cost_ = is_first ? step.cost : (7 * recent_step_cost_ + step.cost) / 8;
+    counters_.step_time += time;
+    ++counters_.steps;
+    counters_.step_rows += static_cast<int64_t>(step.rows.size());
+  }
   if (device.last_step_end.has_value()) counters_.host_time += result.begin - *device.last_step_end;
   device.last_step_end = result.end;
-  ++counters_.steps;
-  counters_.step_rows += static_cast<int64_t>(step.rows.size());
 
   for (size_t i = 0; i < step.rows.size(); ++i) {
     Sequence& sequence = *step.sequences[i];
@@ -716,7 +724,7 @@ absl::Status Scheduler::Commit(Device& device, const StepResult& result) {
     if (row.decode) {
       sequence.tokens.insert(sequence.tokens.end(), sequence.sampled.begin(),
                              sequence.sampled.end());
-      counters_.wasted_slots += boundary - sequence.num_tokens();
+      if (!sequence.request.is_probe) counters_.wasted_slots += boundary - sequence.num_tokens();
       if (sequence.exhausted) {
         sequence.leaving = true;
       } else if (sequence.num_tokens() == boundary) {
@@ -763,14 +771,14 @@ void Scheduler::PublishStats() {
   for (const auto& device : devices_) {
     DeviceStats& stats = counters_.devices[device->index];
     const LatentPool& pool = device->pool;
-    stats = {.num_running = static_cast<int>(device->running.size()),
-             .pages_free = pool.num_free(),
+    stats = {.pages_free = pool.num_free(),
              .pages_in_use = pool.num_in_use(),
              .pages_cached = pool.num_cached(),
              .pages_pinned = pool.num_pinned(),
              .num_pages = pool.num_pages(),
              .num_pins = pool.num_pins()};
     for (const auto& sequence : device->running) {
+      if (!sequence->request.is_probe) ++stats.num_running;
       if (sequence->paused.has_value()) {
         ++stats.num_paused;
         continue;

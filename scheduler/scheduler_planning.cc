@@ -250,8 +250,8 @@ bool Scheduler::OpenTable(Sequence& sequence) {
     return false;
   }
   const bool is_first = sequence.stats.preemptions == 0;
-  if (is_first) {
-    sequence.stats.cached_tokens = sequence.table.cached_tokens;
+  if (is_first) sequence.stats.cached_tokens = sequence.table.cached_tokens;
+  if (is_first && !sequence.request.is_probe) {
     counters_.prompt_tokens += sequence.stats.prompt_tokens;
     counters_.prompt_tokens_cached += sequence.stats.cached_tokens;
   }

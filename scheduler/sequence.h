@@ -40,6 +40,8 @@ struct SequenceRequest {
   // Present: only the cache is filled with the prompt, whose whole meta-contexts are then kept
   // until this time or Scheduler::Unpin, whichever comes first; SequenceStats::pin names them.
   std::optional<TimePoint> pin_until;
+  // The server's own, to see whether the engine answers: in no statistics but those of pages.
+  bool is_probe = false;
 };
 
 // Why a sequence ended.

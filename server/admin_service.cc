@@ -38,6 +38,14 @@ grpc::ServerUnaryReactor* AdminService::AbortRequest(grpc::CallbackServerContext
   return FinishUnary(context, absl::OkStatus());
 }
 
+grpc::ServerWriteReactor<v1::ReloadModelResponse>* AdminService::ReloadModel(
+    grpc::CallbackServerContext* context, const v1::ReloadModelRequest* request) {
+  const std::string id = TakeRequestId(context);
+  spdlog::info("method=ReloadModel id={} caller={} directory={}", id,
+               CallOf(*context).caller()->name(), request->directory());
+  return ReloadCall::Start(request->directory(), actions_.reload);
+}
+
 grpc::ServerUnaryReactor* AdminService::GetStats(grpc::CallbackServerContext* context,
                                                  const v1::GetStatsRequest*,
                                                  v1::GetStatsResponse* response) {

@@ -5,6 +5,7 @@
 
 #include "photon/v1/admin.grpc.pb.h"
 #include "server/auth/request_registry.h"
+#include "server/reload_call.h"
 
 namespace photon {
 
@@ -12,6 +13,7 @@ class AdminService final : public v1::AdminService::CallbackService {
  public:
   struct Actions {
     std::function<void()> drain;
+    ReloadCall::Reload reload;
     std::function<v1::GetStatsResponse()> stats;
   };
 
@@ -24,6 +26,8 @@ class AdminService final : public v1::AdminService::CallbackService {
   grpc::ServerUnaryReactor* AbortRequest(grpc::CallbackServerContext* context,
                                          const v1::AbortRequestRequest* request,
                                          v1::AbortRequestResponse* response) override;
+  grpc::ServerWriteReactor<v1::ReloadModelResponse>* ReloadModel(
+      grpc::CallbackServerContext* context, const v1::ReloadModelRequest* request) override;
   grpc::ServerUnaryReactor* GetStats(grpc::CallbackServerContext* context,
                                      const v1::GetStatsRequest* request,
                                      v1::GetStatsResponse* response) override;

@@ -91,6 +91,7 @@ CallStream* CallStream::Reject(Call call, const absl::Status& error) {
 }
 
 CallStream* CallStream::Start(Call call, const CallEnvironment& environment,
+                              std::shared_ptr<ServedModel> model,
                               std::vector<absl::StatusOr<Query>> queries, Encoder encoder) {
   auto* stream = new CallStream(std::move(call));
   stream->self_.reset(stream);
@@ -103,7 +104,8 @@ CallStream* CallStream::Start(Call call, const CallEnvironment& environment,
   };
   settings.run_soon = RunOnGrpcThread;
   // Changes that come before the assignment find nothing; Submit ends with one.
-  auto generation = GenerationCall::Create(environment, std::move(queries), std::move(settings));
+  auto generation = GenerationCall::Create(environment, std::move(model), std::move(queries),
+                                           std::move(settings));
   stream->generation_ = generation;
   generation->Submit();
   return stream;

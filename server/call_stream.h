@@ -36,9 +36,10 @@ class CallStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
   // A reactor that is already failing with `error`.
   static CallStream* Reject(Call call, const absl::Status& error);
 
-  // A reactor for `queries`, which are submitted together. Those with an error fail alone; one that
-  // the scheduler refuses fails the call.
+  // A reactor for `queries`, which are submitted to `model` together; see GenerationCall::Create.
+  // Those with an error fail alone; one that the scheduler refuses fails the call.
   static CallStream* Start(Call call, const CallEnvironment& environment,
+                           std::shared_ptr<ServedModel> model,
                            std::vector<absl::StatusOr<Query>> queries, Encoder encoder);
 
  private:

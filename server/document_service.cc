@@ -12,19 +12,12 @@
 
 namespace photon {
 
-DocumentService::DocumentService(const ModelFacts* model, const CallEnvironment& calls,
-                                 const Clock* clock, const RequestLimits& requests,
-                                 const DocumentLimits& documents)
-    : model_(model),
-      calls_(calls),
+DocumentService::DocumentService(const CallEnvironment& calls, const Clock* clock,
+                                 const RequestLimits& requests, const DocumentLimits& documents)
+    : calls_(calls),
       clock_(clock),
       requests_(requests),
-      store_(documents, clock, calls.scheduler),
-      uploads_{.model = model,
-               .scheduler = calls.scheduler,
-               .clock = clock,
-               .store = &store_,
-               .limits = documents} {}
+      uploads_{.models = calls.models, .clock = clock, .limits = documents} {}
 
 grpc::ServerReadReactor<grpc::ByteBuffer>* DocumentService::CreateDocument(
     grpc::CallbackServerContext* context, grpc::ByteBuffer* response) {
@@ -37,7 +30,8 @@ grpc::ServerUnaryReactor* DocumentService::GetDocument(grpc::CallbackServerConte
   return AnswerUnary<v1::GetDocumentRequest>(
       context, *request_buffer, *response_buffer,
       [&](const v1::GetDocumentRequest& request) -> absl::StatusOr<v1::GetDocumentResponse> {
-        const auto document = store_.Find(TenantOf(*context), request.document_id());
+        const auto document =
+            calls_.models->current()->documents().Find(TenantOf(*context), request.document_id());
         if (!document.ok()) return document.status();
         v1::GetDocumentResponse response;
         *response.mutable_document() = ToProto(*document, clock_->Now());
@@ -53,7 +47,8 @@ grpc::ServerUnaryReactor* DocumentService::ListDocuments(grpc::CallbackServerCon
       [&](const v1::ListDocumentsRequest&) -> absl::StatusOr<v1::ListDocumentsResponse> {
         v1::ListDocumentsResponse response;
         const TimePoint now = clock_->Now();
-        for (const Document& document : store_.List(TenantOf(*context))) {
+        for (const Document& document :
+             calls_.models->current()->documents().List(TenantOf(*context))) {
           *response.add_documents() = ToProto(document, now);
         }
         return response;
@@ -69,7 +64,8 @@ grpc::ServerUnaryReactor* DocumentService::UpdateDocument(grpc::CallbackServerCo
         const auto ttl = CheckTtl(request.ttl_s(), uploads_.limits);
         if (!ttl.ok()) return ttl.status();
         const TimePoint now = clock_->Now();
-        const auto document = store_.Extend(TenantOf(*context), request.document_id(), now + *ttl);
+        const auto document = calls_.models->current()->documents().Extend(
+            TenantOf(*context), request.document_id(), now + *ttl);
         if (!document.ok()) return document.status();
         v1::UpdateDocumentResponse response;
         *response.mutable_document() = ToProto(*document, now);
@@ -83,7 +79,8 @@ grpc::ServerUnaryReactor* DocumentService::DeleteDocument(grpc::CallbackServerCo
   return AnswerUnary<v1::DeleteDocumentRequest>(
       context, *request_buffer, *response_buffer,
       [&](const v1::DeleteDocumentRequest& request) -> absl::StatusOr<v1::DeleteDocumentResponse> {
-        const absl::Status status = store_.Delete(TenantOf(*context), request.document_id());
+        const absl::Status status =
+            calls_.models->current()->documents().Delete(TenantOf(*context), request.document_id());
         if (!status.ok()) return status;
         return v1::DeleteDocumentResponse();
       });
@@ -96,12 +93,15 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* DocumentService::Ask(
   if (absl::Status status = ParseMessage(*buffer, &request); !status.ok()) {
     return CallStream::Reject(std::move(call), status);
   }
-  const auto document = store_.Find(TenantOf(*context), request.document_id());
+  const ModelLease model = calls_.models->Enter();
+  const auto document = model->documents().Find(TenantOf(*context), request.document_id());
   if (!document.ok()) return CallStream::Reject(std::move(call), document.status());
-  auto queries = ParseAskRequest(request, *document->tokens, *model_, requests_, RandomBits());
+  auto queries =
+      ParseAskRequest(request, *document->tokens, model->facts(), requests_, RandomBits());
   if (!queries.ok()) return CallStream::Reject(std::move(call), queries.status());
-  CheckThatEachFits(*calls_.scheduler, *queries);
-  return CallStream::Start(std::move(call), calls_, *std::move(queries), EncodeAskResponse);
+  CheckThatEachFits(model->scheduler(), *queries);
+  return CallStream::Start(std::move(call), calls_, model.model(), *std::move(queries),
+                           EncodeAskResponse);
 }
 
 }  // namespace photon

@@ -1,11 +1,9 @@
-// photon.v1.DocumentService over the scheduler's pins.
+// photon.v1.DocumentService over the documents of the model that is served; they end with it.
 #pragma once
 
 #include "photon/v1/document.grpc.pb.h"
 #include "server/call_stream.h"
-#include "server/document_store.h"
 #include "server/document_upload.h"
-#include "server/model_facts.h"
 #include "server/options.h"
 
 namespace photon {
@@ -21,8 +19,8 @@ class DocumentService final
                               v1::DocumentService::Service>>>>>> {
  public:
   // What is borrowed outlives the gRPC server.
-  DocumentService(const ModelFacts* model, const CallEnvironment& calls, const Clock* clock,
-                  const RequestLimits& requests, const DocumentLimits& documents);
+  DocumentService(const CallEnvironment& calls, const Clock* clock, const RequestLimits& requests,
+                  const DocumentLimits& documents);
 
   grpc::ServerReadReactor<grpc::ByteBuffer>* CreateDocument(grpc::CallbackServerContext* context,
                                                             grpc::ByteBuffer* response) override;
@@ -42,11 +40,9 @@ class DocumentService final
                                                   const grpc::ByteBuffer* request) override;
 
  private:
-  const ModelFacts* const model_;
   const CallEnvironment calls_;
   const Clock* const clock_;
   const RequestLimits requests_;
-  DocumentStore store_;
   const UploadEnvironment uploads_;
 };
 

@@ -160,12 +160,17 @@ DocumentUpload* DocumentUpload::Start(grpc::CallbackServerContext* context, std:
   auto* upload = new DocumentUpload(context, std::move(request_id), environment, response);
   std::unique_lock lock(upload->mutex_);
   upload->self_.reset(upload);
-  auto place = environment.store->Reserve(upload->caller_->tenant());
+  auto place = upload->model_->documents().Reserve(upload->caller_->tenant());
   if (!place.ok()) {
     upload->End(place.status(), std::move(lock));
     return upload;
   }
   upload->place_ = *std::move(place);
+  upload->entry_ =
+      upload->model_->calls().Add([weak = std::weak_ptr(upload->self_)](const absl::Status& why) {
+        const std::shared_ptr<DocumentUpload> self = weak.lock();
+        if (self != nullptr) self->End(why, std::unique_lock(self->mutex_));
+      });
   lock.unlock();
   upload->StartRead(&upload->read_buffer_);
   return upload;
@@ -176,9 +181,11 @@ DocumentUpload::DocumentUpload(grpc::CallbackServerContext* context, std::string
     : context_(context),
       request_id_(std::move(request_id)),
       environment_(environment),
+      lease_(environment.models->Enter()),
+      model_(lease_.model()),
       caller_(CallOf(*context).caller()),
       response_(response),
-      content_(environment.limits, environment.model) {}
+      content_(environment.limits, &model_->facts()) {}
 
 void DocumentUpload::OnReadDone(bool ok) {
   if (!ok) return Submit();
@@ -197,6 +204,7 @@ void DocumentUpload::Submit() {
   absl::StatusOr<std::vector<TokenId>> tokens = content_.Finish();
   std::unique_lock lock(mutex_);
   // Streams that break off end like those that are complete.
+  if (status_.has_value()) return;
   if (client_left_ || context_->IsCancelled()) {
     return End(absl::CancelledError("the client left"), std::move(lock));
   }
@@ -207,31 +215,37 @@ void DocumentUpload::Submit() {
   SequenceRequest request;
   request.prompt = *tokens_;
   request.max_tokens = 0;
-  request.mode = environment_.model->default_mode;
+  request.mode = model_->facts().default_mode;
   request.pin_until = DocumentStore::PinUntil(expires_);
   request.tenant = caller_->tenant();
   request.deadline = DeadlineOf(*context_);
   auto listener = std::make_unique<Listener>(self_);
   lock.unlock();
-  const auto id = environment_.scheduler->Submit(std::move(request), std::move(listener));
+  const auto id = model_->scheduler().Submit(std::move(request), std::move(listener));
+  lease_.End();
   lock.lock();
   if (!id.ok()) {
     AddRetryPushback(*context_, id.status());
     return End(id.status(), std::move(lock));
   }
   sequence_ = *id;
-  if (client_left_) environment_.scheduler->Cancel(*id);
+  if (client_left_) model_->scheduler().Cancel(*id);
 }
 
 void DocumentUpload::OnFinish(SequenceEnd end, const SequenceStats& stats) {
   caller_->Charge(stats);
   std::unique_lock lock(mutex_);
   if (status_.has_value() || client_left_) {
-    if (stats.pin.has_value()) environment_.scheduler->Unpin(*stats.pin);
+    if (stats.pin.has_value()) model_->scheduler().Unpin(*stats.pin);
     return End(absl::CancelledError("the client left"), std::move(lock));
   }
   if (end != SequenceEnd::kLength || !stats.pin.has_value()) {
     return End(ToStatus(end), std::move(lock));
+  }
+  if (environment_.models->current() != model_) {
+    // The document would end with its model, before anybody could ask it.
+    return End(absl::UnavailableError("the model was replaced meanwhile; send it again"),
+               std::move(lock));
   }
   Keep(*stats.pin);
   End(absl::OkStatus(), std::move(lock));
@@ -241,11 +255,11 @@ void DocumentUpload::Keep(PinId pin) {
   Document document;
   document.display_name = content_.display_name();
   document.tokens = tokens_;
-  document.cache_bytes = CacheBytes(environment_.model->shape, tokens_->size());
+  document.cache_bytes = CacheBytes(model_->facts().shape, tokens_->size());
   document.created = environment_.clock->Now();
   document.expires = expires_;
   document.pin = pin;
-  document = environment_.store->Add(std::move(place_), std::move(document));
+  document = model_->documents().Add(std::move(place_), std::move(document));
   document_id_ = document.id;
   v1::CreateDocumentResponse response;
   *response.mutable_document() = ToProto(document, document.created);
@@ -265,7 +279,7 @@ void DocumentUpload::OnCancel() {
   std::lock_guard lock(mutex_);
   client_left_ = true;
   // The read in flight, or the sequence's end, ends the call.
-  if (sequence_.has_value()) environment_.scheduler->Cancel(*sequence_);
+  if (sequence_.has_value()) model_->scheduler().Cancel(*sequence_);
 }
 
 void DocumentUpload::OnDone() {
@@ -275,7 +289,7 @@ void DocumentUpload::OnDone() {
   if (!document_id_.empty() && context_->IsCancelled()) {
     // The client left before it could learn the id. Should the document have expired, all is well
     // too.
-    environment_.store->Delete(caller_->tenant(), document_id_).IgnoreError();
+    model_->documents().Delete(caller_->tenant(), document_id_).IgnoreError();
   }
   std::string line = fmt::format("method=CreateDocument id={} status={}", request_id_,
                                  std::string(absl::StatusCodeToString(status_->code())));

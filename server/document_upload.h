@@ -21,15 +21,14 @@
 #include "server/document_store.h"
 #include "server/model_facts.h"
 #include "server/options.h"
+#include "server/served_model.h"
 
 namespace photon {
 
 // What uploads need; outlives them.
 struct UploadEnvironment {
-  const ModelFacts* model = nullptr;
-  Scheduler* scheduler = nullptr;
+  const ModelHost* models = nullptr;
   const Clock* clock = nullptr;
-  DocumentStore* store = nullptr;
   DocumentLimits limits;
 };
 
@@ -97,6 +96,10 @@ class DocumentUpload final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
   grpc::CallbackServerContext* const context_;
   const std::string request_id_;
   const UploadEnvironment environment_;
+  // From the first message until the document is submitted: whose vocabulary it is.
+  ModelLease lease_;
+  const std::shared_ptr<ServedModel> model_;
+  std::unique_ptr<CallRegistry::Entry> entry_;
   const std::shared_ptr<const Caller> caller_;
   grpc::ByteBuffer* const response_;  // gRPC's, until Finish
   grpc::ByteBuffer read_buffer_;      // of the read in flight

@@ -61,18 +61,25 @@ class GenerationCall::Listener : public SequenceListener {
 };
 
 GenerationCall::GenerationCall(const CallEnvironment& environment,
+                               std::shared_ptr<ServedModel> model,
                                std::vector<absl::StatusOr<Query>> queries, Settings settings)
-    : scheduler_(environment.scheduler),
+    : model_(std::move(model)),
+      scheduler_(&model_->scheduler()),
       latencies_(environment.latencies),
       metrics_(environment.metrics),
       settings_(std::move(settings)),
-      output_(std::move(queries), *environment.tokenizer, environment.max_unread_bytes) {}
+      output_(std::move(queries), *model_->facts().tokenizer, environment.max_unread_bytes) {}
 
 std::shared_ptr<GenerationCall> GenerationCall::Create(const CallEnvironment& environment,
+                                                       std::shared_ptr<ServedModel> model,
                                                        std::vector<absl::StatusOr<Query>> queries,
                                                        Settings settings) {
-  return std::shared_ptr<GenerationCall>(
-      new GenerationCall(environment, std::move(queries), std::move(settings)));
+  std::shared_ptr<GenerationCall> call(
+      new GenerationCall(environment, std::move(model), std::move(queries), std::move(settings)));
+  call->entry_ = call->model_->calls().Add([weak = std::weak_ptr(call)](const absl::Status& why) {
+    if (const std::shared_ptr<GenerationCall> self = weak.lock()) self->Leave(why);
+  });
+  return call;
 }
 
 void GenerationCall::Submit() {

@@ -29,13 +29,13 @@
 #include "server/latency_window.h"
 #include "server/metrics/serving_metrics.h"
 #include "server/request_log.h"
+#include "server/served_model.h"
 
 namespace photon {
 
 // What calls need; outlives them.
 struct CallEnvironment {
-  Scheduler* scheduler = nullptr;
-  const Tokenizer* tokenizer = nullptr;
+  const ModelHost* models = nullptr;
   LatencyWindow* latencies = nullptr;  // of all calls
   ServingMetrics* metrics = nullptr;   // null: nothing is measured
   int64_t max_unread_bytes = 0;
@@ -60,7 +60,9 @@ class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
     std::optional<absl::Status> end;
   };
 
+  // Of `model`, of which the caller has a lease until Submit has returned.
   static std::shared_ptr<GenerationCall> Create(const CallEnvironment& environment,
+                                                std::shared_ptr<ServedModel> model,
                                                 std::vector<absl::StatusOr<Query>> queries,
                                                 Settings settings);
 
@@ -77,7 +79,7 @@ class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
   // Ends the call with `why`, unless Next() has given its end.
   void Leave(const absl::Status& why);
 
-  // Nobody reads any more, and soon there may be no scheduler: nothing more is asked of it.
+  // Nobody reads any more: nothing more is asked of the scheduler.
   void Close();
 
   // For the log; nothing before the first sequence has ended.
@@ -86,8 +88,8 @@ class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
  private:
   class Listener;
 
-  GenerationCall(const CallEnvironment& environment, std::vector<absl::StatusOr<Query>> queries,
-                 Settings settings);
+  GenerationCall(const CallEnvironment& environment, std::shared_ptr<ServedModel> model,
+                 std::vector<absl::StatusOr<Query>> queries, Settings settings);
 
   std::optional<size_t> OnTokens(SequenceIndex index, std::span<const SampledToken> tokens,
                                  SequenceMeter& meter);
@@ -98,10 +100,12 @@ class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
   void RunIntegration(SequenceIndex index);
   void CancelAll() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
-  Scheduler* const scheduler_;
+  const std::shared_ptr<ServedModel> model_;
+  Scheduler* const scheduler_;  // the model's
   LatencyWindow* const latencies_;
   ServingMetrics* const metrics_;
   const Settings settings_;
+  std::unique_ptr<CallRegistry::Entry> entry_;
 
   mutable std::mutex mutex_;
   CallOutput output_ ABSL_GUARDED_BY(mutex_);

@@ -10,9 +10,8 @@
 
 namespace photon {
 
-GenerationService::GenerationService(const ModelFacts* model, const CallEnvironment& calls,
-                                     const RequestLimits& limits)
-    : model_(model), calls_(calls), limits_(limits) {}
+GenerationService::GenerationService(const CallEnvironment& calls, const RequestLimits& limits)
+    : calls_(calls), limits_(limits) {}
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Generate(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* buffer) {
@@ -21,11 +20,13 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Generate(
   if (absl::Status status = ParseMessage(*buffer, &request); !status.ok()) {
     return CallStream::Reject(std::move(call), status);
   }
-  auto query = ParseGenerateRequest(request, *model_, limits_, RandomBits());
+  const ModelLease model = calls_.models->Enter();
+  auto query = ParseGenerateRequest(request, model->facts(), limits_, RandomBits());
   if (!query.ok()) return CallStream::Reject(std::move(call), query.status());
   std::vector<absl::StatusOr<Query>> queries;
   queries.push_back(std::move(query));
-  return CallStream::Start(std::move(call), calls_, std::move(queries), EncodeGenerateResponse);
+  return CallStream::Start(std::move(call), calls_, model.model(), std::move(queries),
+                           EncodeGenerateResponse);
 }
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::GenerateBatch(
@@ -35,10 +36,11 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::GenerateBatch(
   if (absl::Status status = ParseMessage(*buffer, &request); !status.ok()) {
     return CallStream::Reject(std::move(call), status);
   }
-  auto queries = ParseGenerateBatchRequest(request, *model_, limits_, RandomBits());
+  const ModelLease model = calls_.models->Enter();
+  auto queries = ParseGenerateBatchRequest(request, model->facts(), limits_, RandomBits());
   if (!queries.ok()) return CallStream::Reject(std::move(call), queries.status());
-  CheckThatEachFits(*calls_.scheduler, *queries);
-  return CallStream::Start(std::move(call), calls_, *std::move(queries),
+  CheckThatEachFits(model->scheduler(), *queries);
+  return CallStream::Start(std::move(call), calls_, model.model(), *std::move(queries),
                            EncodeGenerateBatchResponse);
 }
 

@@ -3,7 +3,6 @@
 
 #include "photon/v1/generation.grpc.pb.h"
 #include "server/call_stream.h"
-#include "server/model_facts.h"
 #include "server/options.h"
 
 namespace photon {
@@ -14,8 +13,7 @@ class GenerationService final : public v1::GenerationService::WithRawCallbackMet
                                         v1::GenerationService::Service>> {
  public:
   // What is borrowed outlives the gRPC server.
-  GenerationService(const ModelFacts* model, const CallEnvironment& calls,
-                    const RequestLimits& limits);
+  GenerationService(const CallEnvironment& calls, const RequestLimits& limits);
 
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
                                                        const grpc::ByteBuffer* request) override;
@@ -23,7 +21,6 @@ class GenerationService final : public v1::GenerationService::WithRawCallbackMet
       grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) override;
 
  private:
-  const ModelFacts* const model_;
   const CallEnvironment calls_;
   const RequestLimits limits_;
 };

@@ -133,6 +133,11 @@ void GrpcEndpoint::Open() {
   if (health_gate_ != nullptr) health_gate_->Open(HandTo(health_acceptor_.get()));
 }
 
+void GrpcEndpoint::LeaveToOthers() {
+  gate_->LeaveToOthers();
+  if (health_gate_ != nullptr) health_gate_->LeaveToOthers();
+}
+
 GrpcEndpoint::~GrpcEndpoint() {
   Stop(std::chrono::milliseconds(0));
 }

@@ -46,6 +46,9 @@ class GrpcEndpoint {
   // Lets connections in. Once.
   void Open();
 
+  // Takes no more connections from sockets that others share. Any thread.
+  void LeaveToOthers();
+
   // With the ports that were taken; the second is empty where there is none.
   const std::string& address() const { return gate_->address(); }
   std::string health_address() const;

@@ -1,7 +1,7 @@
 // What the server knows of the model that it serves.
 #pragma once
 
-#include <cstdint>
+#include <memory>
 #include <string>
 
 #include "engine/engine.h"
@@ -10,12 +10,12 @@
 
 namespace photon {
 
-// Constant while the server lives.
+// Constant while the model is served.
 struct ModelFacts {
   std::string name;
   ModelConfig config;
   EngineShape shape;
-  const Tokenizer* tokenizer = nullptr;  // outlives the server
+  std::shared_ptr<const Tokenizer> tokenizer;
   // For requests that do not say.
   GenerationMode default_mode = GenerationMode::kExact;
   int default_max_tokens = 256;

@@ -21,7 +21,8 @@ void FillStack(const StackConfig& stack, v1::StackInfo& info) {
   info.set_intermediate_size(stack.intermediate_size);
 }
 
-v1::GetModelInfoResponse MakeModelInfo(const ModelFacts& model) {
+v1::GetModelInfoResponse MakeModelInfo(const ServedModel& served) {
+  const ModelFacts& model = served.facts();
   v1::GetModelInfoResponse info;
   info.set_name(model.name);
   info.set_server_version(PHOTON_VERSION);
@@ -46,6 +47,7 @@ v1::GetModelInfoResponse MakeModelInfo(const ModelFacts& model) {
   if (model.config.bos_token_id.has_value()) info.set_bos_token_id(*model.config.bos_token_id);
   for (TokenId id : model.config.eos_token_ids) info.add_eos_token_ids(id);
   info.set_tokenizer_sha256(model.tokenizer->fingerprint());
+  info.set_generation(served.generation());
   info.mutable_cache()->set_page_tokens(model.shape.page_tokens);
   info.mutable_cache()->set_page_bytes(model.shape.page_bytes);
   info.mutable_cache()->set_num_pages(model.shape.num_pages);
@@ -108,14 +110,13 @@ absl::StatusOr<v1::EstimateCostResponse> EstimateCost(const v1::EstimateCostRequ
 
 }  // namespace
 
-ModelService::ModelService(const ModelFacts* model, const Scheduler* scheduler)
-    : model_(model), scheduler_(scheduler) {}
+ModelService::ModelService(const ModelHost* models) : models_(models) {}
 
 grpc::ServerUnaryReactor* ModelService::GetModelInfo(grpc::CallbackServerContext* context,
                                                      const v1::GetModelInfoRequest*,
                                                      v1::GetModelInfoResponse* response) {
   TakeRequestId(context);
-  *response = MakeModelInfo(*model_);
+  *response = MakeModelInfo(*models_->current());
   return FinishUnary(context, absl::OkStatus());
 }
 
@@ -125,9 +126,10 @@ grpc::ServerUnaryReactor* ModelService::Tokenize(grpc::CallbackServerContext* co
   return AnswerUnary<v1::TokenizeRequest>(
       context, *request_buffer, *response_buffer,
       [&](const v1::TokenizeRequest& request) -> absl::StatusOr<v1::TokenizeResponse> {
+        const std::shared_ptr<ServedModel> model = models_->current();
         const std::vector<TokenId> tokens = request.add_bos()
-                                                ? EncodeFromBos(request.text(), *model_)
-                                                : model_->tokenizer->Encode(request.text());
+                                                ? EncodeFromBos(request.text(), model->facts())
+                                                : model->facts().tokenizer->Encode(request.text());
         v1::TokenizeResponse response;
         response.mutable_token_ids()->Add(tokens.begin(), tokens.end());
         return response;
@@ -138,7 +140,8 @@ grpc::ServerUnaryReactor* ModelService::Detokenize(grpc::CallbackServerContext* 
                                                    const v1::DetokenizeRequest* request,
                                                    v1::DetokenizeResponse* response) {
   TakeRequestId(context);
-  const int vocab_size = model_->shape.vocab_size;
+  const std::shared_ptr<ServedModel> model = models_->current();
+  const int vocab_size = model->facts().shape.vocab_size;
   for (int i = 0; i < request->token_ids_size(); ++i) {
     const TokenId id = request->token_ids(i);
     if (id < 0 || id >= vocab_size) {
@@ -148,7 +151,8 @@ grpc::ServerUnaryReactor* ModelService::Detokenize(grpc::CallbackServerContext* 
     }
   }
   const auto& ids = request->token_ids();
-  response->set_text(model_->tokenizer->Decode({ids.data(), static_cast<size_t>(ids.size())}));
+  response->set_text(
+      model->facts().tokenizer->Decode({ids.data(), static_cast<size_t>(ids.size())}));
   return FinishUnary(context, absl::OkStatus());
 }
 
@@ -157,7 +161,8 @@ grpc::ServerUnaryReactor* ModelService::EstimateCost(grpc::CallbackServerContext
                                                      grpc::ByteBuffer* response_buffer) {
   return AnswerUnary<v1::EstimateCostRequest>(
       context, *request_buffer, *response_buffer, [&](const v1::EstimateCostRequest& request) {
-        return photon::EstimateCost(request, *model_, *scheduler_);
+        const std::shared_ptr<ServedModel> model = models_->current();
+        return photon::EstimateCost(request, model->facts(), model->scheduler());
       });
 }
 

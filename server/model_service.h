@@ -2,8 +2,7 @@
 #pragma once
 
 #include "photon/v1/model.grpc.pb.h"
-#include "scheduler/scheduler.h"
-#include "server/model_facts.h"
+#include "server/served_model.h"
 
 namespace photon {
 
@@ -15,7 +14,7 @@ class ModelService final : public v1::ModelService::WithCallbackMethod_GetModelI
                                            v1::ModelService::Service>>>> {
  public:
   // What is borrowed outlives the gRPC server.
-  ModelService(const ModelFacts* model, const Scheduler* scheduler);
+  explicit ModelService(const ModelHost* models);
 
   grpc::ServerUnaryReactor* GetModelInfo(grpc::CallbackServerContext* context,
                                          const v1::GetModelInfoRequest* request,
@@ -31,8 +30,7 @@ class ModelService final : public v1::ModelService::WithCallbackMethod_GetModelI
                                          grpc::ByteBuffer* response) override;
 
  private:
-  const ModelFacts* const model_;
-  const Scheduler* const scheduler_;
+  const ModelHost* const models_;
 };
 
 }  // namespace photon

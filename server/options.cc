@@ -4,19 +4,31 @@
 #include <string_view>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "server/auth/inherited_socket.h"
 
 namespace photon {
 namespace {
 
-// "127.0.0.1:50051", "[::1]:0", "localhost:1", "unix:/run/photon.sock".
+constexpr std::string_view kInherited = "fd:";
+
+// "127.0.0.1:50051", "[::1]:0", "localhost:1", "unix:/run/photon.sock", "fd:3".
 bool IsLoopback(std::string_view address) {
+  if (address.starts_with(kInherited)) {
+    int descriptor = -1;
+    const bool is_number =
+        absl::SimpleAtoi(std::string(address.substr(kInherited.size())), &descriptor);
+    // What is none fails where it is opened.
+    return !is_number || IsLoopback(AddressOf(descriptor));
+  }
   if (address.starts_with("unix:") || address.starts_with("unix-abstract:")) return true;
   const std::string_view host = address.substr(0, address.rfind(':'));
   return host == "localhost" || host == "[::1]" || host.starts_with("127.");
 }
 
 bool HasPort(std::string_view address) {
+  if (address.starts_with(kInherited)) return true;
   if (address.starts_with("unix:") || address.starts_with("unix-abstract:")) return true;
   const size_t colon = address.rfind(':');
   if (colon == std::string_view::npos || colon == 0) return false;
@@ -59,7 +71,9 @@ std::vector<std::string> ServerOptions::Validate() const {
     for (std::string& problem : http.Validate()) problems.push_back(std::move(problem));
   }
   for (std::string& problem : access.Validate()) problems.push_back(std::move(problem));
+  expect_at_least("drain_pause", 0, drain_pause.count(), " ms");
   expect_at_least("drain_timeout", 0, drain_timeout.count(), " ms");
+  for (std::string& problem : supervisor.Validate()) problems.push_back(std::move(problem));
   expect_at_least("max_message_bytes", 1024, max_message_bytes, "");
   expect_at_least("max_unread_bytes", 1024, max_unread_bytes, "");
   expect_at_least("max_streams_per_connection", 1, max_streams_per_connection, "");

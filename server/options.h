@@ -10,6 +10,7 @@
 #include "server/auth/access_control.h"
 #include "server/auth/connection_gate.h"
 #include "server/http/http_options.h"
+#include "server/supervisor_options.h"
 
 namespace photon {
 
@@ -32,7 +33,7 @@ struct DocumentLimits {
 };
 
 struct ServerOptions {
-  // Address and port, or "unix:PATH". Port 0 takes a free one.
+  // Address and port, "unix:PATH", or an inherited socket as "fd:3". Port 0 takes a free one.
   std::string listen = "127.0.0.1:50051";
   // Plaintext on addresses other than loopback ones has to be allowed; unix sockets are fine.
   bool insecure = false;
@@ -42,8 +43,11 @@ struct ServerOptions {
   AccessOptions access;
   // Whether reflection tells everybody what services there are. Absent: unless keys are needed.
   std::optional<bool> reflection;
-  // How long a drain lets accepted requests go on.
+  // How long a drain goes on taking requests, so that balancers hear of it first.
+  std::chrono::milliseconds drain_pause{0};
+  // How long it lets accepted requests go on after that.
   std::chrono::milliseconds drain_timeout{30'000};
+  SupervisorOptions supervisor;
   // Of a request message, and about of a KServe response that is not streamed.
   int max_message_bytes = 4 << 20;
   // Output of a call that may wait unread before its sequences pause; they share it equally.

@@ -14,113 +14,108 @@ namespace {
 
 // For the last messages of streams to reach their clients.
 constexpr std::chrono::seconds kFlushTimeout{2};
+// For a new model's first answer, where no limit is set.
+constexpr std::chrono::minutes kProbeTimeout{5};
 
 void LogReport(const AccessControl::Report& report) {
   if (report.is_error) spdlog::error("{}; what was there before stays in force", report.text);
   if (!report.is_error) spdlog::info("{}", report.text);
 }
 
-// The shape of a server: of one of its engines, with the pages and rows of all.
-EngineShape ShapeOfAll(std::span<Engine* const> engines) {
-  EngineShape shape = engines.front()->shape();
-  for (const Engine* engine : engines.subspan(1)) {
-    shape.num_pages += engine->shape().num_pages;
-    shape.max_rows += engine->shape().max_rows;
-    shape.device += ", " + engine->shape().device;
-  }
-  return shape;
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& options,
                                                       const SchedulerOptions& scheduler_options,
-                                                      ModelFacts model,
-                                                      std::span<Engine* const> engines) {
-  model.shape = ShapeOfAll(engines);
+                                                      LoadedModel loaded, ModelLoader loader,
+                                                      const Clock* clock) {
   std::vector<std::string> problems = options.Validate();
-  const std::vector<GenerationMode>& modes = model.shape.modes;
-  if (std::find(modes.begin(), modes.end(), model.default_mode) == modes.end()) {
-    problems.push_back(absl::StrCat("default_mode: this model does not allow ",
-                                    v1::GenerationMode_Name(ToProto(model.default_mode))));
-  }
-  if (model.default_max_tokens < 1) {
-    problems.push_back(
-        absl::StrCat("default_max_tokens: expected 1 or more, got ", model.default_max_tokens));
-  }
-  auto clock = std::make_unique<SteadyClock>();
-  auto metrics = std::make_unique<ServingMetrics>(model.name, PHOTON_VERSION, model.shape);
-  std::vector<std::unique_ptr<MeasuredEngine>> measured;
-  std::vector<Engine*> stepped;
-  for (Engine* engine : engines) {
-    measured.push_back(std::make_unique<MeasuredEngine>(engine, clock.get(), metrics.get()));
-    stepped.push_back(measured.back().get());
-  }
-  auto scheduler = Scheduler::Create(stepped, clock.get(), scheduler_options);
-  if (!scheduler.ok()) problems.emplace_back(scheduler.status().message());
+  static const SteadyClock steady_clock;
+  if (clock == nullptr) clock = &steady_clock;
+  auto metrics = std::make_unique<ServingMetrics>(loaded.facts.name, PHOTON_VERSION,
+                                                  ShapeOfAll(loaded.engines));
+  const ServedModel::Environment environment = {.clock = clock,
+                                                .metrics = metrics.get(),
+                                                .scheduler = scheduler_options,
+                                                .documents = options.documents};
+  auto model = ServedModel::Create(std::move(loaded), environment);
+  if (!model.ok()) problems.emplace_back(model.status().message());
   AccessOptions access_options = options.access;
   access_options.open_administration = options.IsLocal();
-  auto access = AccessControl::Create(access_options, clock.get(), LogReport);
+  auto access = AccessControl::Create(access_options, clock, LogReport);
   if (!access.ok()) problems.emplace_back(access.status().message());
   if (!problems.empty()) return absl::InvalidArgumentError(absl::StrJoin(problems, "\n"));
 
   ServerOptions capped = options;
   capped.requests.max_sequences =
       std::min(options.requests.max_sequences, scheduler_options.max_queue);
-  std::unique_ptr<Server> server(new Server(capped, std::move(model), std::move(clock),
-                                            std::move(metrics), std::move(measured),
-                                            *std::move(scheduler), *std::move(access)));
+  std::unique_ptr<Server> server(new Server(capped, clock, std::move(metrics), *std::move(model),
+                                            *std::move(access), std::move(loader), environment));
   if (absl::Status status = server->Listen(); !status.ok()) return status;
   return server;
 }
 
-Server::Server(const ServerOptions& options, ModelFacts model, std::unique_ptr<SteadyClock> clock,
-               std::unique_ptr<ServingMetrics> metrics,
-               std::vector<std::unique_ptr<MeasuredEngine>> engines,
-               std::unique_ptr<Scheduler> scheduler, std::unique_ptr<AccessControl> access)
+Server::Server(const ServerOptions& options, const Clock* clock,
+               std::unique_ptr<ServingMetrics> metrics, std::shared_ptr<ServedModel> model,
+               std::unique_ptr<AccessControl> access, ModelLoader loader,
+               const ServedModel::Environment& environment)
     : options_(options),
-      model_(std::move(model)),
-      clock_(std::move(clock)),
+      clock_(clock),
       metrics_(std::move(metrics)),
-      engines_(std::move(engines)),
-      scheduler_(std::move(scheduler)),
       access_(std::move(access)),
+      models_(std::move(model)),
+      reloader_({.drain_timeout = options.drain_timeout,
+                 .probe_timeout = options.supervisor.step_timeout.count() > 0
+                                      ? options.supervisor.step_timeout
+                                      : kProbeTimeout},
+                &models_, std::move(loader), environment,
+                [this](const ServedModel* ended, const absl::Status& status) {
+                  OnModelEnd(ended, status);
+                }),
       health_service_({v1::GenerationService::service_full_name(),
                        v1::DocumentService::service_full_name(),
                        v1::ModelService::service_full_name(), v1::AdminService::service_full_name(),
                        inference::GRPCInferenceService::service_full_name(),
                        grpc::health::v1::Health::service_full_name()}),
-      generation_service_(&model_, Calls(), options.requests),
-      document_service_(&model_, Calls(), clock_.get(), options.requests, options.documents),
-      model_service_(&model_, scheduler_.get()),
+      generation_service_(Calls(), options.requests),
+      document_service_(Calls(), clock_, options.requests, options.documents),
+      model_service_(&models_),
       admin_service_(&requests_,
-                     {.drain = [this] { Drain(); }, .stats = [this] { return Stats(); }}),
-      inference_service_({.model = &model_,
-                          .calls = Calls(),
-                          .limits = options.requests,
-                          .max_response_bytes = options.max_message_bytes,
-                          .requests = &requests_},
-                         [this] { return health_service_.serving(); }),
-      http_service_({.model = &model_,
-                     .calls = Calls(),
-                     .clock = clock_.get(),
+                     {.drain = [this] { Drain(); },
+                      .reload =
+                          [this](const std::string& directory, ModelReloader::Listener listener) {
+                            return reloader_.Reload(directory, std::move(listener));
+                          },
+                      .stats = [this] { return Stats(); }}),
+      inference_service_(
+          {.calls = Calls(),
+           .limits = options.requests,
+           .max_response_bytes = options.max_message_bytes,
+           .requests = &requests_},
+          [this] { return health_service_.serving(); }, [this] { return stats(); }),
+      http_service_({.calls = Calls(),
+                     .clock = clock_,
                      .limits = options.requests,
                      .max_response_bytes = options.http.max_response_bytes,
+                     .alive = [this] { return !is_stuck(); },
                      .ready = [this] { return health_service_.serving(); },
+                     .stats = [this] { return stats(); },
                      .metrics = [this] { return MetricsText(); },
                      .authenticator = &access_->authenticator(),
-                     .requests = &requests_}) {}
+                     .requests = &requests_}),
+      supervisor_(options.supervisor, clock_,
+                  {.models = [this] { return reloader_.models(); },
+                   .set_healthy = [this](bool healthy) { SetHealthy(healthy); },
+                   .on_stuck = [this](const absl::Status& why) { GiveUp(why); }}) {}
 
 CallEnvironment Server::Calls() {
-  return {.scheduler = scheduler_.get(),
-          .tokenizer = model_.tokenizer,
+  return {.models = &models_,
           .latencies = &latencies_,
           .metrics = metrics_.get(),
           .max_unread_bytes = options_.max_unread_bytes};
 }
 
 v1::GetStatsResponse Server::Stats() const {
-  const SchedulerStats stats = scheduler_->stats();
+  const SchedulerStats stats = this->stats();
   v1::GetStatsResponse response;
   response.set_num_running(stats.num_running);
   response.set_num_paused(stats.num_paused);
@@ -155,7 +150,15 @@ std::string Server::MetricsText() const {
   for (int i = 0; i < kNumRefusals; ++i) {
     refusals.push_back({RefusalName(static_cast<Refusal>(i)), refused_by_key[i]});
   }
-  return metrics_->Text(scheduler_->stats(), refusals);
+  const std::shared_ptr<ServedModel> model = models_.current();
+  const ModelReloader::Counts reloads = reloader_.counts();
+  return metrics_->Text(stats(),
+                        {.page_tokens = model->facts().shape.page_tokens,
+                         .num_pages = model->facts().shape.num_pages,
+                         .generation = model->generation(),
+                         .reloads_done = reloads.done,
+                         .reloads_failed = reloads.failed},
+                        refusals);
 }
 
 absl::Status Server::Listen() {
@@ -173,8 +176,10 @@ absl::Status Server::Listen() {
   if (!grpc.ok()) return grpc.status();
   grpc_ = *std::move(grpc);
   if (absl::Status status = ListenForHttp(); !status.ok()) return status;
-  loop_ = std::thread([this] { RunSteps(); });
-  health_service_.SetServing(true);
+  const std::shared_ptr<ServedModel> model = models_.current();
+  model->Start(
+      [this, model = model.get()](const absl::Status& status) { OnModelEnd(model, status); });
+  supervisor_.Start();
   grpc_->Open();
   return absl::OkStatus();
 }
@@ -194,27 +199,106 @@ absl::Status Server::ListenForHttp() {
   return absl::OkStatus();
 }
 
-void Server::RunSteps() {
-  while (scheduler_->WaitForWork()) {
-    loop_status_ = scheduler_->RunStep();
-    if (loop_status_.ok()) continue;
-    spdlog::critical("the engine failed: {}", loop_status_.ToString());
-    break;
+void Server::SetHealthy(bool healthy) {
+  std::lock_guard lock(mutex_);
+  healthy_ = healthy;
+  UpdateHealth();
+}
+
+void Server::UpdateHealth() {
+  health_service_.SetServing(healthy_ && !draining_ && !outcome_.has_value());
+  changed_.notify_all();
+}
+
+absl::Status Server::AwaitReady() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return healthy_ || draining_ || outcome_.has_value();
+  });
+  if (outcome_.has_value()) return *outcome_;
+  return draining_ ? absl::UnavailableError("the server is draining") : absl::OkStatus();
+}
+
+void Server::OnModelEnd(const ServedModel* model, const absl::Status& status) {
+  // Of one that has been replaced, nothing else was to be expected.
+  if (status.ok() && model != models_.current().get()) return;
+  std::lock_guard lock(mutex_);
+  if (!outcome_.has_value()) outcome_ = status;
+  UpdateHealth();
+}
+
+void Server::GiveUp(const absl::Status& why) {
+  spdlog::critical("{}", std::string(why.message()));
+  reloader_.Stop();
+  const std::vector<std::shared_ptr<ServedModel>> models = reloader_.models();
+  for (const auto& model : models) model->scheduler().Drain(TimePoint::min());
+  {
+    std::lock_guard lock(mutex_);
+    is_stuck_ = true;
+    if (!outcome_.has_value()) outcome_ = why;
+    UpdateHealth();
   }
-  health_service_.SetServing(false);
+  for (const auto& model : models) {
+    model->calls().EndAll(absl::UnavailableError("the engine is stuck"));
+  }
+}
+
+bool Server::is_stuck() const {
+  std::lock_guard lock(mutex_);
+  return is_stuck_;
 }
 
 void Server::Drain() {
+  std::lock_guard lock(mutex_);
+  if (draining_) return;
   // Whoever hears that the server drains finds it draining.
-  scheduler_->Drain(clock_->Now() + options_.drain_timeout);
+  if (options_.drain_pause.count() == 0) Refuse();
+  draining_ = true;
+  // Whoever shares the sockets takes what comes from now on.
+  grpc_->LeaveToOthers();
+  if (http_server_ != nullptr) http_server_->LeaveToOthers();
+  UpdateHealth();
+  if (options_.drain_pause.count() == 0) return;
+  pause_ = std::thread([this] {
+    {
+      std::unique_lock lock(mutex_);
+      changed_.wait_for(lock, options_.drain_pause, [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+        return stopped_ || outcome_.has_value();
+      });
+    }
+    Refuse();
+  });
+}
+
+void Server::Reload() {
+  access_->Reload();
+  reloader_.ReloadIfChanged();
+}
+
+void Server::Refuse() {
+  reloader_.Stop();
+  models_.current()->scheduler().Drain(clock_->Now() + options_.drain_timeout);
   if (http_server_ != nullptr) http_server_->Drain();
-  health_service_.SetServing(false);
 }
 
 absl::Status Server::Wait() {
-  if (loop_.joinable()) loop_.join();
+  absl::Status outcome;
+  {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock,
+                  [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return outcome_.has_value(); });
+    outcome = *outcome_;
+    if (is_stuck_) {
+      // Calls have been told; what still waits for the step is left behind.
+      if (!stopper_.joinable()) stopper_ = std::thread([this] { Stop(); });
+      changed_.wait_for(lock, 2 * kFlushTimeout,
+                        [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stopped_; });
+      return outcome;
+    }
+  }
+  if (outcome.ok()) reloader_.AwaitRetirement();
   Stop();
-  return loop_status_;
+  return outcome;
 }
 
 void Server::Stop() {
@@ -222,12 +306,20 @@ void Server::Stop() {
   health_service_.EndWatches();
   grpc_->Stop(kFlushTimeout);
   if (http_server_ != nullptr) http_server_->Stop(kFlushTimeout);
+  std::lock_guard lock(mutex_);
+  stopped_ = true;
+  changed_.notify_all();
 }
 
 Server::~Server() {
-  scheduler_->Drain(TimePoint::min());
-  if (loop_.joinable()) loop_.join();
+  reloader_.Stop();
+  for (const auto& model : reloader_.models()) model->scheduler().Drain(TimePoint::min());
+  models_.current()->Retire(TimePoint::min());
+  reloader_.AwaitRetirement();
+  supervisor_.Stop();
+  if (stopper_.joinable()) stopper_.join();
   Stop();
+  if (pause_.joinable()) pause_.join();
 }
 
 }  // namespace photon

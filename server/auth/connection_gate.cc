@@ -20,6 +20,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "server/auth/inherited_socket.h"
 
 namespace photon {
 namespace {
@@ -134,6 +135,14 @@ absl::StatusOr<std::unique_ptr<ConnectionGate>> ConnectionGate::Listen(
   std::unique_ptr<ConnectionGate> gate(new ConnectionGate(address, limits));
   if (gate->epoll_fd_ < 0 || gate->stop_fd_ < 0) return ErrnoStatus(address, errno);
 
+  if (IsInherited(address)) {
+    const absl::StatusOr<int> fd = OpenInherited(address);
+    if (!fd.ok()) return fd.status();
+    gate->listeners_.push_back(*fd);
+    gate->inherited_ = true;
+    gate->address_ = AddressOf(*fd);
+    return gate;
+  }
   for (const std::string_view scheme : {"unix:", "unix-abstract:"}) {
     if (!address.starts_with(scheme)) continue;
     const bool is_file = scheme == "unix:";
@@ -188,6 +197,10 @@ absl::StatusOr<std::unique_ptr<ConnectionGate>> ConnectionGate::Listen(
 
 ConnectionGate::~ConnectionGate() {
   if (thread_.joinable()) {
+    {
+      std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
     const uint64_t one = 1;
     // An eventfd at 0 takes it.
     (void)!write(stop_fd_, &one, sizeof(one));
@@ -207,6 +220,16 @@ void ConnectionGate::Open(Receiver receiver) {
   Watch(epoll_fd_, stop_fd_, EPOLLIN);
   for (const int fd : listeners_) Watch(epoll_fd_, fd, EPOLLIN);
   thread_ = std::thread([this, receiver = std::move(receiver)] { Run(receiver); });
+}
+
+void ConnectionGate::LeaveToOthers() {
+  if (!inherited_) return;
+  {
+    std::lock_guard lock(mutex_);
+    leaving_ = true;
+  }
+  const uint64_t one = 1;
+  (void)!write(stop_fd_, &one, sizeof(one));
 }
 
 int ConnectionGate::num_connections() const {
@@ -237,7 +260,10 @@ void ConnectionGate::Run(const Receiver& receiver) {
     if (was_paused) listen_for(EPOLLIN);
     for (int i = 0; i < num_events; ++i) {
       const int fd = events[i].data.fd;
-      if (fd == stop_fd_) return;
+      if (fd == stop_fd_) {
+        if (!Obey()) return;
+        continue;
+      }
       bool is_listener = false;
       for (const int listener : listeners_) is_listener = is_listener || listener == fd;
       if (is_listener) {
@@ -247,6 +273,17 @@ void ConnectionGate::Run(const Receiver& receiver) {
       }
     }
   }
+}
+
+bool ConnectionGate::Obey() {
+  std::lock_guard lock(mutex_);
+  if (stopping_) return false;
+  uint64_t count = 0;
+  (void)!read(stop_fd_, &count, sizeof(count));
+  if (leaving_) {
+    for (const int fd : std::exchange(listeners_, {})) close(fd);
+  }
+  return true;
 }
 
 void ConnectionGate::Accept(int listener, const Receiver& receiver) {

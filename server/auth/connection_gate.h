@@ -30,10 +30,10 @@ class ConnectionGate {
   // What a connection is handed to, which owns `fd` and shuts it down before it closes it.
   using Receiver = std::function<void(int listener_fd, int fd)>;
 
-  // Listens on "HOST:PORT", "[ADDRESS]:PORT", "unix:PATH" or "unix-abstract:NAME"; port 0 takes a
-  // free one. A name is
-  // listened on at all of its addresses. Connections wait until Open. kUnavailable: the address
-  // cannot be bound, as when another server is there.
+  // Listens on "HOST:PORT", "[ADDRESS]:PORT", "unix:PATH", "unix-abstract:NAME" or an inherited
+  // socket, "fd:3"; port 0 takes a free one. A name is listened on at all of its addresses.
+  // Connections wait until Open. kUnavailable: the address cannot be bound, as when another server
+  // is there.
   static absl::StatusOr<std::unique_ptr<ConnectionGate>> Listen(const std::string& address,
                                                                 const ConnectionLimits& limits);
 
@@ -44,6 +44,10 @@ class ConnectionGate {
 
   // Hands connections to `receiver` from now on, on a thread of the gate. Once.
   void Open(Receiver receiver);
+
+  // Listens no more, if others share the socket and so take what comes: connections that wait in
+  // its queue are theirs. Any thread.
+  void LeaveToOthers();
 
   // With the port that was taken.
   const std::string& address() const { return address_; }
@@ -58,6 +62,8 @@ class ConnectionGate {
   void Run(const Receiver& receiver);
   void Accept(int listener, const Receiver& receiver);
   void Closed(int watch_fd);
+  // Does what the thread was woken for. False: it ends.
+  bool Obey();
 
   std::string address_;
   std::string unix_path_;  // of the socket, to be removed
@@ -65,13 +71,16 @@ class ConnectionGate {
   std::vector<int> listeners_;
   int epoll_fd_ = -1;
   int stop_fd_ = -1;
+  bool inherited_ = false;
   bool paused_ = false;  // of the thread: no descriptors are left
 
   mutable std::mutex mutex_;
   std::unordered_map<int, std::string> peers_ ABSL_GUARDED_BY(mutex_);  // by second descriptor
   std::unordered_map<std::string, int> per_address_ ABSL_GUARDED_BY(mutex_);
   int64_t num_refused_ ABSL_GUARDED_BY(mutex_) = 0;
-  std::thread thread_;  // the last member: it uses the others
+  bool leaving_ ABSL_GUARDED_BY(mutex_) = false;   // the thread is to close the listeners
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;  // it is to end
+  std::thread thread_;                             // the last member: it uses the others
 };
 
 }  // namespace photon

@@ -43,10 +43,10 @@ int64_t SecondsSinceEpoch() {
 
 }  // namespace
 
-CompletionResponse::CompletionResponse(CompletionRequest request, const ModelFacts* model,
-                                       std::string id)
+CompletionResponse::CompletionResponse(CompletionRequest request,
+                                       std::shared_ptr<const ModelFacts> model, std::string id)
     : request_(std::move(request)),
-      model_(model),
+      model_(std::move(model)),
       id_(std::move(id)),
       created_(SecondsSinceEpoch()),
       samples_per_prompt_(request_.generation.parameters().n()) {

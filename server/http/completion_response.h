@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -20,8 +21,9 @@ namespace photon {
 // For one thread at a time.
 class CompletionResponse {
  public:
-  // `id`: "cmpl-...". Borrows the model.
-  CompletionResponse(CompletionRequest request, const ModelFacts* model, std::string id);
+  // `id`: "cmpl-...".
+  CompletionResponse(CompletionRequest request, std::shared_ptr<const ModelFacts> model,
+                     std::string id);
 
   // --- With `stream` ---
 
@@ -85,7 +87,7 @@ class CompletionResponse {
   std::vector<size_t> Choices(size_t prompt) const;
 
   const CompletionRequest request_;
-  const ModelFacts* const model_;
+  const std::shared_ptr<const ModelFacts> model_;
   const std::string id_;
   const int64_t created_;
   std::string event_begin_;  // of each event, up to the index of its choice

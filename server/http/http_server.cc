@@ -3,6 +3,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -31,6 +32,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "server/auth/inherited_socket.h"
 
 namespace photon {
 namespace {
@@ -456,6 +458,11 @@ class HttpServer::Impl {
 
   absl::StatusOr<std::string> Listen() {
     const std::string& listen = shared_.options.listen;
+    if (IsInherited(listen)) {
+      absl::StatusOr<std::string> address = ListenOnInherited();
+      if (address.ok()) Run();
+      return address;
+    }
     const size_t colon = listen.rfind(':');
     if (colon == std::string::npos || colon == 0) {
       return absl::InvalidArgumentError(
@@ -480,11 +487,13 @@ class HttpServer::Impl {
           absl::StrCat("http.listen: cannot bind ", listen, ": ", error.message()));
     }
     const int taken = acceptor_.local_endpoint().port();
-    for (int i = 0; i < shared_.options.threads; ++i) {
-      threads_.emplace_back([this] { io_.run(); });
-    }
-    asio::post(acceptor_.get_executor(), [this] { Accept(); });
+    Run();
     return absl::StrCat(listen.substr(0, colon), ":", taken);
+  }
+
+  void LeaveToOthers() {
+    if (!IsInherited(shared_.options.listen)) return;
+    asio::post(acceptor_.get_executor(), [this] { CloseAcceptor(); });
   }
 
   void Drain() {
@@ -494,11 +503,7 @@ class HttpServer::Impl {
 
   void Stop(milliseconds grace) {
     if (std::exchange(stopped_, true)) return;
-    asio::post(acceptor_.get_executor(), [this] {
-      error_code ignored;
-      acceptor_.close(ignored);
-      retry_.cancel();
-    });
+    asio::post(acceptor_.get_executor(), [this] { CloseAcceptor(); });
     Drain();
     const auto deadline = steady_clock::now() + grace;
     {
@@ -518,6 +523,32 @@ class HttpServer::Impl {
   }
 
  private:
+  absl::StatusOr<std::string> ListenOnInherited() {
+    const absl::StatusOr<int> fd = OpenInherited(shared_.options.listen);
+    if (!fd.ok()) return fd.status();
+    const std::string address = AddressOf(*fd);
+    if (address.starts_with("unix:")) {
+      close(*fd);
+      return absl::InvalidArgumentError(
+          absl::StrCat("http.listen: expected a TCP socket, got ", address));
+    }
+    acceptor_.assign(address.starts_with("[") ? tcp::v6() : tcp::v4(), *fd);
+    return address;
+  }
+
+  void Run() {
+    for (int i = 0; i < shared_.options.threads; ++i) {
+      threads_.emplace_back([this] { io_.run(); });
+    }
+    asio::post(acceptor_.get_executor(), [this] { Accept(); });
+  }
+
+  void CloseAcceptor() {
+    error_code ignored;
+    acceptor_.close(ignored);
+    retry_.cancel();
+  }
+
   error_code Bind(const tcp::endpoint& endpoint) {
     error_code error;
     acceptor_.close(error);
@@ -615,6 +646,10 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(const HttpOptions&
   if (!address.ok()) return address.status();
   server->address_ = *std::move(address);
   return server;
+}
+
+void HttpServer::LeaveToOthers() {
+  impl_->LeaveToOthers();
 }
 
 void HttpServer::Drain() {

@@ -45,6 +45,9 @@ class HttpServer {
   // Where clients connect, the port that was taken included.
   const std::string& address() const { return address_; }
 
+  // Takes no more connections if the socket is inherited, so that others share it. Any thread.
+  void LeaveToOthers();
+
   // From now on each connection is closed after the answer that it waits for. Any thread.
   void Drain();
 

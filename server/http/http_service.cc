@@ -170,7 +170,7 @@ std::shared_ptr<HttpAnswer> HttpService::Dispatch(HttpRequest request,
   }
 
   if (page != nullptr) return AnswerAtOnce(PageResponse(*page));
-  if (path == "/healthz") return AnswerAtOnce(TextResponse("ok\n", 200));
+  if (path == "/healthz") return AnswerAtOnce(Alive());
   if (path == "/readyz") return AnswerAtOnce(Ready());
   if (path == "/metrics") {
     return AnswerAtOnce(TextResponse(environment_.metrics(), 200, "text/plain; version=0.0.4"));
@@ -195,11 +195,11 @@ std::shared_ptr<HttpAnswer> HttpService::Complete(const HttpRequest& http_reques
     return AnswerAtOnce(ApiErrorResponse(
         absl::InvalidArgumentError("expected a content-type of application/json"), 415));
   }
+  const ModelLease model = environment_.calls.models->Enter();
   auto request =
-      ParseCompletionRequest(http_request.body, environment_.model->name, environment_.limits);
+      ParseCompletionRequest(http_request.body, model->facts().name, environment_.limits);
   if (!request.ok()) return RefuseCompletion(request.status(), request_id, http_request);
-  auto queries =
-      CompletionQueries(*request, *environment_.model, environment_.limits, RandomBits());
+  auto queries = CompletionQueries(*request, model->facts(), environment_.limits, RandomBits());
   if (!queries.ok()) return RefuseCompletion(queries.status(), request_id, http_request);
 
   GenerationCall::Settings call_settings = {.caller = std::move(caller),
@@ -207,8 +207,8 @@ std::shared_ptr<HttpAnswer> HttpService::Complete(const HttpRequest& http_reques
   if (request->timeout.has_value()) {
     call_settings.deadline = environment_.clock->Now() + *request->timeout;
   }
-  auto call =
-      GenerationCall::Create(environment_.calls, *std::move(queries), std::move(call_settings));
+  auto call = GenerationCall::Create(environment_.calls, model.model(), *std::move(queries),
+                                     std::move(call_settings));
   CompletionCall::Settings settings = {.stream = request->stream,
                                        .max_response_bytes = environment_.max_response_bytes,
                                        .request_id = request_id,
@@ -217,7 +217,8 @@ std::shared_ptr<HttpAnswer> HttpService::Complete(const HttpRequest& http_reques
     const std::shared_ptr<GenerationCall> call = weak.lock();
     if (call != nullptr) call->Leave(absl::CancelledError("the request was aborted"));
   });
-  CompletionResponse response(*std::move(request), environment_.model,
+  CompletionResponse response(*std::move(request),
+                              std::shared_ptr<const ModelFacts>(model.model(), &model->facts()),
                               absl::StrCat("cmpl-", RandomHex(12)));
   return std::make_shared<CompletionCall>(std::move(call), std::move(response),
                                           std::move(settings));
@@ -225,16 +226,20 @@ std::shared_ptr<HttpAnswer> HttpService::Complete(const HttpRequest& http_reques
 
 HttpResponse HttpService::ListModels() const {
   Json data = Json::array();
-  data.push_back(ModelJson(*environment_.model, created_));
+  data.push_back(ModelJson(environment_.calls.models->current()->facts(), created_));
   return JsonResponse({{"object", "list"}, {"data", std::move(data)}});
 }
 
 HttpResponse HttpService::GetModel(std::string_view id) const {
-  if (id == environment_.model->name) {
-    return JsonResponse(ModelJson(*environment_.model, created_));
-  }
+  const std::shared_ptr<ServedModel> model = environment_.calls.models->current();
+  const ModelFacts& facts = model->facts();
+  if (id == facts.name) return JsonResponse(ModelJson(facts, created_));
   return ApiErrorResponse(
-      absl::NotFoundError(absl::StrCat("model: this server serves ", environment_.model->name)));
+      absl::NotFoundError(absl::StrCat("model: this server serves ", facts.name)));
+}
+
+HttpResponse HttpService::Alive() const {
+  return environment_.alive() ? TextResponse("ok\n", 200) : TextResponse("stuck\n", 503);
 }
 
 HttpResponse HttpService::Ready() const {
@@ -242,8 +247,9 @@ HttpResponse HttpService::Ready() const {
 }
 
 HttpResponse HttpService::Stats() const {
-  const ModelFacts& model = *environment_.model;
-  const SchedulerStats stats = environment_.calls.scheduler->stats();
+  const std::shared_ptr<ServedModel> served = environment_.calls.models->current();
+  const ModelFacts& model = served->facts();
+  const SchedulerStats stats = environment_.stats();
   const TimePoint now = environment_.clock->Now();
   const auto milliseconds = [](Duration duration) {
     return std::chrono::duration<double, std::milli>(duration).count();

@@ -15,7 +15,6 @@
 #include "server/generation_call.h"
 #include "server/http/http_message.h"
 #include "server/http/http_options.h"
-#include "server/model_facts.h"
 #include "server/options.h"
 
 namespace photon {
@@ -25,13 +24,16 @@ class HttpService {
  public:
   // What is borrowed outlives the service.
   struct Environment {
-    const ModelFacts* model = nullptr;
     CallEnvironment calls;
     const Clock* clock = nullptr;
     RequestLimits limits;
     int64_t max_response_bytes = 0;
+    // Whether the process is worth keeping.
+    std::function<bool()> alive;
     // Whether requests are taken, as the gRPC health service has it.
     std::function<bool()> ready;
+    // Of all that is served.
+    std::function<SchedulerStats()> stats;
     // In Prometheus's text format; null: there is no /metrics.
     std::function<std::string()> metrics;
     Authenticator* authenticator = nullptr;
@@ -47,6 +49,7 @@ class HttpService {
   // Answers that are there at once.
   HttpResponse ListModels() const;
   HttpResponse GetModel(std::string_view id) const;
+  HttpResponse Alive() const;
   HttpResponse Ready() const;
   HttpResponse Stats() const;
 

@@ -29,22 +29,24 @@ absl::StatusOr<std::unique_ptr<Inference>> Inference::Create(
     LogRequest({settings.method, settings.call_id, settings.trace_id}, error, std::nullopt);
     return error;
   };
-  auto parsed = ParseInferenceRequest(request, environment.model->name, environment.limits,
-                                      settings.may_stream);
+  ModelLease model = environment.calls.models->Enter();
+  auto parsed =
+      ParseInferenceRequest(request, model->facts().name, environment.limits, settings.may_stream);
   if (!parsed.ok()) return refuse(parsed.status());
-  auto queries = InferenceQueries(*parsed, *environment.model, environment.limits, RandomBits());
+  auto queries = InferenceQueries(*parsed, model->facts(), environment.limits, RandomBits());
   if (!queries.ok()) return refuse(queries.status());
-  return std::unique_ptr<Inference>(
-      new Inference(environment, *std::move(parsed), *std::move(queries), std::move(settings)));
+  return std::unique_ptr<Inference>(new Inference(environment, std::move(model), *std::move(parsed),
+                                                  *std::move(queries), std::move(settings)));
 }
 
-Inference::Inference(const Environment& environment, InferenceRequest request,
+Inference::Inference(const Environment& environment, ModelLease model, InferenceRequest request,
                      std::vector<absl::StatusOr<Query>> queries, Settings settings)
-    : max_response_bytes_(environment.max_response_bytes),
+    : model_(std::move(model)),
+      max_response_bytes_(environment.max_response_bytes),
       method_(settings.method),
       id_(std::move(settings.call_id)),
       trace_id_(std::move(settings.trace_id)),
-      response_(std::move(request), environment.model->name) {
+      response_(std::move(request), model_->facts().name) {
   GenerationCall::Settings call_settings;
   call_settings.deadline = settings.deadline;
   if (const auto timeout = response_.request().timeout) {
@@ -53,7 +55,8 @@ Inference::Inference(const Environment& environment, InferenceRequest request,
   }
   call_settings.caller = std::move(settings.caller);
   call_settings.on_change = std::move(settings.on_change);
-  call_ = GenerationCall::Create(environment.calls, std::move(queries), std::move(call_settings));
+  call_ = GenerationCall::Create(environment.calls, model_.model(), std::move(queries),
+                                 std::move(call_settings));
   abortable_ = environment.requests->Add(id_, [weak = std::weak_ptr(call_)] {
     const std::shared_ptr<GenerationCall> call = weak.lock();
     if (call != nullptr) call->Leave(absl::CancelledError("the request was aborted"));

@@ -13,8 +13,8 @@
 #include "server/auth/request_registry.h"
 #include "server/generation_call.h"
 #include "server/kserve/inference_response.h"
-#include "server/model_facts.h"
 #include "server/options.h"
+#include "server/served_model.h"
 
 namespace photon {
 
@@ -22,7 +22,6 @@ class Inference {
  public:
   // What inferences share; outlives them.
   struct Environment {
-    const ModelFacts* model = nullptr;
     CallEnvironment calls;
     RequestLimits limits;
     int64_t max_response_bytes = 0;  // of a response that comes whole
@@ -56,7 +55,10 @@ class Inference {
   Inference& operator=(const Inference&) = delete;
 
   // Calls on_change before it returns.
-  void Submit() { call_->Submit(); }
+  void Submit() {
+    call_->Submit();
+    model_.End();
+  }
 
   // One reader at a time; never calls on_change. With an error there may be responses before it.
   Reading Next();
@@ -71,12 +73,13 @@ class Inference {
   inference::ModelInferResponse Frame() const { return response_.Frame(); }
 
  private:
-  Inference(const Environment& environment, InferenceRequest request,
+  Inference(const Environment& environment, ModelLease model, InferenceRequest request,
             std::vector<absl::StatusOr<Query>> queries, Settings settings);
 
   Reading NextPiece();
   Reading NextWhole();
 
+  ModelLease model_;  // ends with Submit; the model stays
   const int64_t max_response_bytes_;
   const char* const method_;
   // For the log.

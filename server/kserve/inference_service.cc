@@ -88,8 +88,13 @@ inference::ModelStatistics StatisticsOf(const std::string& model_name,
 
 }  // namespace
 
-InferenceService::InferenceService(Inference::Environment environment, std::function<bool()> ready)
-    : environment_(environment), ready_(std::move(ready)) {}
+InferenceService::InferenceService(Inference::Environment environment, std::function<bool()> ready,
+                                   std::function<SchedulerStats()> stats)
+    : environment_(environment), ready_(std::move(ready)), stats_(std::move(stats)) {}
+
+std::string InferenceService::ModelName() const {
+  return environment_.calls.models->current()->facts().name;
+}
 
 grpc::ServerUnaryReactor* InferenceService::ServerLive(grpc::CallbackServerContext* context,
                                                        const inference::ServerLiveRequest*,
@@ -128,9 +133,8 @@ grpc::ServerUnaryReactor* InferenceService::ModelReady(grpc::CallbackServerConte
       [&](const inference::ModelReadyRequest& request)
           -> absl::StatusOr<inference::ModelReadyResponse> {
         inference::ModelReadyResponse response;
-        response.set_ready(
-            CheckModel(request.name(), request.version(), environment_.model->name).ok() &&
-            ready_());
+        response.set_ready(CheckModel(request.name(), request.version(), ModelName()).ok() &&
+                           ready_());
         return response;
       });
 }
@@ -142,7 +146,7 @@ grpc::ServerUnaryReactor* InferenceService::ModelMetadata(grpc::CallbackServerCo
       context, *request_buffer, *response_buffer,
       [&](const inference::ModelMetadataRequest& request)
           -> absl::StatusOr<inference::ModelMetadataResponse> {
-        const std::string& name = environment_.model->name;
+        const std::string name = ModelName();
         if (absl::Status status = CheckModel(request.name(), request.version(), name);
             !status.ok()) {
           return status;
@@ -158,7 +162,7 @@ grpc::ServerUnaryReactor* InferenceService::ModelConfig(grpc::CallbackServerCont
       context, *request_buffer, *response_buffer,
       [&](const inference::ModelConfigRequest& request)
           -> absl::StatusOr<inference::ModelConfigResponse> {
-        const std::string& name = environment_.model->name;
+        const std::string name = ModelName();
         if (absl::Status status = CheckModel(request.name(), request.version(), name);
             !status.ok()) {
           return status;
@@ -176,13 +180,13 @@ grpc::ServerUnaryReactor* InferenceService::ModelStatistics(grpc::CallbackServer
       context, *request_buffer, *response_buffer,
       [&](const inference::ModelStatisticsRequest& request)
           -> absl::StatusOr<inference::ModelStatisticsResponse> {
-        const std::string& name = environment_.model->name;
+        const std::string name = ModelName();
         // No name: of all models.
         absl::Status status =
             CheckModel(request.name().empty() ? name : request.name(), request.version(), name);
         if (!status.ok()) return status;
         inference::ModelStatisticsResponse response;
-        *response.add_model_stats() = StatisticsOf(name, environment_.calls.scheduler->stats());
+        *response.add_model_stats() = StatisticsOf(name, stats_());
         return response;
       });
 }
@@ -194,7 +198,7 @@ grpc::ServerUnaryReactor* InferenceService::RepositoryIndex(
   const bool is_ready = ready_();
   if (is_ready || !request->ready()) {
     auto& model = *response->add_models();
-    model.set_name(environment_.model->name);
+    model.set_name(ModelName());
     model.set_version(kModelVersion);
     model.set_state(is_ready ? "READY" : "UNAVAILABLE");
   }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <string>
 
 #include "inference/grpc_predict_v2.grpc.pb.h"
 #include "server/kserve/inference.h"
@@ -29,8 +30,9 @@ using RawInferenceService =
 
 class InferenceService final : public RawInferenceService {
  public:
-  // `ready`: the server takes requests.
-  InferenceService(Inference::Environment environment, std::function<bool()> ready);
+  // `ready`: the server takes requests. `stats`: of all that it has served.
+  InferenceService(Inference::Environment environment, std::function<bool()> ready,
+                   std::function<SchedulerStats()> stats);
 
   grpc::ServerUnaryReactor* ServerLive(grpc::CallbackServerContext* context,
                                        const inference::ServerLiveRequest* request,
@@ -69,8 +71,11 @@ class InferenceService final : public RawInferenceService {
       grpc::CallbackServerContext* context) override;
 
  private:
+  std::string ModelName() const;
+
   const Inference::Environment environment_;
   const std::function<bool()> ready_;
+  const std::function<SchedulerStats()> stats_;
 };
 
 }  // namespace photon

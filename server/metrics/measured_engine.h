@@ -7,6 +7,8 @@
 #include "engine/engine.h"
 #include "scheduler/clock.h"
 #include "server/metrics/serving_metrics.h"
+#include "server/probe.h"
+#include "server/step_clock.h"
 
 namespace photon {
 
@@ -22,15 +24,23 @@ class MeasuredEngine final : public Engine {
   absl::Status Step(std::span<const PageCopy> copies, std::span<const Row> rows,
                     TokenSink& sink) override {
     const TimePoint begin = clock_->Now();
+    step_clock_.Begin(begin);
     absl::Status status = engine_->Step(copies, rows, sink);
+    step_clock_.End();
+    // Probes are nobody's requests.
+    if (rows.size() == 1 && rows[0].sampling.seed == kProbeSeed) return status;
     metrics_->ObserveStep(static_cast<int>(rows.size()), clock_->Now() - begin);
     return status;
   }
+
+  // Of the step under way. Any thread.
+  const StepClock& step_clock() const { return step_clock_; }
 
  private:
   Engine* const engine_;
   const Clock* const clock_;
   ServingMetrics* const metrics_;
+  StepClock step_clock_;
 };
 
 }  // namespace photon

@@ -102,8 +102,6 @@ ServingMetrics::ServingMetrics(std::string model_name, std::string version,
                                const EngineShape& shape)
     : model_name_(std::move(model_name)),
       version_(std::move(version)),
-      page_tokens_(shape.page_tokens),
-      num_pages_(shape.num_pages),
       time_to_first_token_(OneTwoFive(0.0005, 50)),
       inter_token_latency_(OneTwoFive(0.00001, 5)),
       time_per_output_token_(OneTwoFive(0.00001, 5)),
@@ -118,15 +116,22 @@ void ServingMetrics::ObserveStep(int rows, Duration time) {
   step_duration_.Observe(Seconds(time));
 }
 
-std::string ServingMetrics::Text(const SchedulerStats& stats,
+std::string ServingMetrics::Text(const SchedulerStats& stats, const Model& model,
                                  std::span<const Refusals> refusals) const {
   Exposition text(model_name_);
   text.Gauges("build_info", "Version of the server; always 1.",
               {{.value = 1, .labels = {{"version", version_}}}});
   text.Gauges("cache_config_info", "Shape of the latent cache; always 1.",
               {{.value = 1,
-                .labels = {{"page_tokens", std::to_string(page_tokens_)},
-                           {"num_pages", std::to_string(num_pages_)}}}});
+                .labels = {{"page_tokens", std::to_string(model.page_tokens)},
+                           {"num_pages", std::to_string(model.num_pages)}}}});
+  text.Gauge("model_generation",
+             "1 for the model that the server began with, one more for each that took its place.",
+             model.generation);
+  text.Counters(
+      "model_reloads_total", "Attempts to replace the model by one from disk.",
+      {{.value = static_cast<double>(model.reloads_done), .labels = {{"outcome", "done"}}},
+       {.value = static_cast<double>(model.reloads_failed), .labels = {{"outcome", "failed"}}}});
   text.Gauge("num_requests_running", "Requests that hold cache pages, paused ones included.",
              stats.num_running);
   text.Gauge("num_requests_paused", "Of them, those whose readers do not keep up.",

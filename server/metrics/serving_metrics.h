@@ -49,8 +49,18 @@ class ServingMetrics {
 
   ServingMetrics(std::string model_name, std::string version, const EngineShape& shape);
 
+  // What is known of the model that new requests go to, and of those before it.
+  struct Model {
+    int page_tokens = 0;
+    int num_pages = 0;
+    int generation = 1;
+    int64_t reloads_done = 0;
+    int64_t reloads_failed = 0;
+  };
+
   // In Prometheus's text format.
-  std::string Text(const SchedulerStats& stats, std::span<const Refusals> refusals) const;
+  std::string Text(const SchedulerStats& stats, const Model& model,
+                   std::span<const Refusals> refusals) const;
 
   void ObserveStep(int rows, Duration time);
 
@@ -59,8 +69,6 @@ class ServingMetrics {
 
   const std::string model_name_;
   const std::string version_;
-  const int page_tokens_;
-  const int num_pages_;
 
   Histogram time_to_first_token_;
   Histogram inter_token_latency_;

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import unittest
+import urllib.error
 import urllib.request
 
 import grpc
@@ -188,6 +189,31 @@ class PluginTest(unittest.TestCase):
             self.assertEqual(next(health).status, health_pb2.HealthCheckResponse.NOT_SERVING)
         self.assertEqual(server.wait(), 1)
         self.assertRegex(server.log, r"the engine failed: .*cuda:1 .*unspecified launch failure")
+
+    def test_a_step_that_never_ends_ends_streams_and_server(self):
+        # Its first step is of a probe.
+        with environment(FAULTY_PLUGIN_STUCK_STEP="4"):
+            server = programs.ServerProcess(
+                "--device", "cuda:0", "--cuda-plugin", FAULTY, *SMALL,
+                "--max-step-age", "5", "--step-timeout", "20", "--drain-timeout", str(PATIENCE_S),
+            )
+        with programs.channel_to(server) as channel:
+            health = health_pb2_grpc.HealthStub(channel).Watch(
+                health_pb2.HealthCheckRequest(), timeout=PATIENCE_S
+            )
+            self.assertEqual(next(health).status, health_pb2.HealthCheckResponse.SERVING)
+            stub = generation_pb2_grpc.GenerationServiceStub(channel)
+            stream = stub.Generate(request(max_tokens=900), timeout=PATIENCE_S)
+            self.assertTrue(next(stream).token_ids)
+            self.assertEqual(next(health).status, health_pb2.HealthCheckResponse.NOT_SERVING)
+            with self.assertRaises(urllib.error.HTTPError) as unready:
+                urllib.request.urlopen(server.http_url + "readyz", timeout=PATIENCE_S)
+            self.assertEqual(unready.exception.code, 503)
+            with self.assertRaises(grpc.RpcError) as ended:
+                list(stream)
+            self.assertEqual(ended.exception.code(), grpc.StatusCode.UNAVAILABLE)
+        self.assertEqual(server.wait(), 1)
+        self.assertIn("the engine is stuck: a step has taken", server.log)
 
 
 class CommandLineTest(unittest.TestCase):

@@ -75,11 +75,52 @@ class LifecycleTest(unittest.TestCase):
                 self.assertEqual(messages[-1].result.finish_reason, pb.FINISH_REASON_DRAIN)
             self.assertEqual(server.wait(), 0)
 
+    def test_requests_are_taken_during_the_drain_pause(self):
+        with programs.server("--drain-pause", str(PATIENCE_S), "--threads", "1") as server:
+            with programs.channel_to(server) as channel:
+                health = health_pb2_grpc.HealthStub(channel).Watch(
+                    health_pb2.HealthCheckRequest(), timeout=PATIENCE_S
+                )
+                self.assertEqual(next(health).status, health_pb2.HealthCheckResponse.SERVING)
+                server.signal()
+                self.assertEqual(next(health).status, health_pb2.HealthCheckResponse.NOT_SERVING)
+                stub = generation_pb2_grpc.GenerationServiceStub(channel)
+                last = list(stub.Generate(long_request(), timeout=PATIENCE_S))[-1]
+                self.assertEqual(last.result.usage.generated_tokens, MAX_TOKENS)
+            server.signal()
+            self.assertEqual(server.wait(), 1)
+
+    def test_a_server_ends_by_itself_after_the_drain_pause(self):
+        with programs.server("--drain-pause", "0.2", "--threads", "1") as server:
+            server.signal()
+            self.assertEqual(server.wait(), 0)
+
+    def test_a_second_signal_ends_the_server_at_once(self):
+        with programs.server("--drain-timeout", str(PATIENCE_S), *SLOW) as server:
+            with programs.channel_to(server) as channel:
+                stub = generation_pb2_grpc.GenerationServiceStub(channel)
+                health = health_pb2_grpc.HealthStub(channel).Watch(
+                    health_pb2.HealthCheckRequest(), timeout=PATIENCE_S
+                )
+                self.assertEqual(next(health).status, health_pb2.HealthCheckResponse.SERVING)
+                stream = stub.Generate(long_request(), timeout=PATIENCE_S)
+                next(stream)
+                server.signal()
+                self.assertEqual(next(health).status, health_pb2.HealthCheckResponse.NOT_SERVING)
+                server.signal()
+                self.assertEqual(server.wait(), 1)
+                with self.assertRaises(grpc.RpcError):
+                    list(stream)
+            self.assertIn("a second signal", server.log)
+
     def test_a_command_line_that_makes_no_sense_exits_2(self):
         for flags in ([], ["--model", MODEL, "--nonsense", "1"], ["--model", MODEL, "--listen", "0.0.0.0:0"]):
             with self.subTest(flags=flags):
                 process = subprocess.run(
-                    [programs.SERVER, *flags], capture_output=True, text=True, timeout=PATIENCE_S
+                    [programs.SERVER, *flags],
+                    capture_output=True,
+                    text=True,
+                    timeout=PATIENCE_S,
                 )
                 self.assertEqual(process.returncode, 2, process.stderr)
                 self.assertTrue(process.stderr)

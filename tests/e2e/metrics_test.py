@@ -25,6 +25,7 @@ RULES = ("recording.rules.yml", "alerts.rules.yml")
 LABELS = {
     "photon_build_info": {"version"},
     "photon_cache_config_info": {"page_tokens", "num_pages"},
+    "photon_model_reloads_total": {"outcome"},
     "photon_latent_pages": {"state"},
     "photon_device_num_requests_running": {"device"},
     "photon_device_latent_pages": {"device", "state"},

@@ -5,14 +5,15 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 
 import grpc
-from photon.v1 import admin_pb2, admin_pb2_grpc
 
-SERVER = os.environ["PHOTON_SERVER_PROGRAM"]
-CLI = os.environ["PHOTON_CLI_PROGRAM"]
-MODEL = os.environ["PHOTON_TEST_MODEL"]
+# Taken out: a photon-server would look for settings of such names.
+SERVER = os.environ.pop("PHOTON_SERVER_PROGRAM")
+CLI = os.environ.pop("PHOTON_CLI_PROGRAM")
+MODEL = os.environ.pop("PHOTON_TEST_MODEL")
 
 # Longer than anything here takes, under a sanitizer too: a test that hangs fails.
 PATIENCE_S = 90
@@ -23,15 +24,34 @@ SLOW = ("--threads", "1", "--compute", "f32")
 STORY = "Once upon a time there was a little girl"
 
 
+# What systemd does before it starts a service: two sockets become descriptors 3 and 4.
+HAND_OVER = """
+import fcntl, os, sys
+for target, fd in enumerate([fcntl.fcntl(int(fd), fcntl.F_DUPFD, 64) for fd in sys.argv[1:3]], 3):
+    os.dup2(fd, target)
+os.environ.update(LISTEN_FDS="2", LISTEN_FDNAMES="grpc:http", LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
 class ServerProcess:
     """A photon-server on a free loopback port, serving from the moment it is made."""
 
-    def __init__(self, *flags, listen="127.0.0.1:0", http_listen="127.0.0.1:0"):
+    def __init__(
+        self, *flags, model=MODEL, listen="127.0.0.1:0", http_listen="127.0.0.1:0", sockets=()
+    ):
+        """With `sockets`, it takes over two listening ones as systemd hands them over."""
+        if sockets:
+            listen, http_listen = "fd:grpc", "fd:http"
+        command = [SERVER, "--model", model, "--listen", listen, "--http-listen", http_listen, *flags]
+        fds = [socket.fileno() for socket in sockets]
         self._process = subprocess.Popen(
-            [SERVER, "--model", MODEL, "--listen", listen, "--http-listen", http_listen, *flags],
+            [sys.executable, "-c", HAND_OVER, *map(str, fds), *command] if sockets else command,
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            pass_fds=fds,
+            env={k: v for k, v in os.environ.items() if not k.startswith("PHOTON_")},
         )
         self._lines = []
         self.address = None
@@ -53,6 +73,10 @@ class ServerProcess:
         if self.address is None:
             self.wait()
             raise RuntimeError("photon-server did not start:\n" + self.log)
+
+    @property
+    def pid(self):
+        return self._process.pid
 
     def signal(self, number=signal.SIGTERM):
         self._process.send_signal(number)
@@ -108,6 +132,9 @@ def channel_to(process):
 
 def stats(process):
     """What a server without keys says of itself."""
+    # Not everybody who comes here has the stubs of services.
+    from photon.v1 import admin_pb2, admin_pb2_grpc
+
     with channel_to(process) as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
         return stub.GetStats(admin_pb2.GetStatsRequest(), timeout=PATIENCE_S)

@@ -40,7 +40,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   size_t sequences = 0;
   for (const auto& query : *queries) sequences += query->n;
   if (sequences < 1 || sequences > 64) std::abort();
-  photon::CompletionResponse response(*std::move(request), &model, "cmpl-1");
+  photon::CompletionResponse response(*std::move(request), photon::Borrowed(&model), "cmpl-1");
   if (!nlohmann::json::accept(response.Body())) std::abort();
   return 0;
 }

@@ -47,9 +47,10 @@ class EngineFaultsTest : public ServerTest {
   std::string Complete() {
     SocketClient client(server_->http_address());
     const std::string body = R"({"model": "test", "prompt": "a", "max_tokens": 5})";
-    client.Send("POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
-                "Connection: close\r\nContent-Length: " +
-                std::to_string(body.size()) + "\r\n\r\n" + body);
+    client.Send(
+        "POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+        "Connection: close\r\nContent-Length: " +
+        std::to_string(body.size()) + "\r\n\r\n" + body);
     return client.ReadAll();
   }
 };

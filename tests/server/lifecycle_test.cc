@@ -1,12 +1,18 @@
 // Clients that leave, deadlines, a full queue, drain, and an engine that fails.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
 
 #include <chrono>
+#include <cstdlib>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "server/run.h"
+#include "server/signals.h"
+#include "tests/scheduler/fake_clock.h"
 #include "tests/server/server_fixture.h"
 
 namespace photon {
@@ -131,6 +137,123 @@ TEST_F(ServerTest, TellsEveryoneWhenTheEngineFails) {
   ASSERT_TRUE(watch->Read(&health));
   EXPECT_EQ(health.status(), HealthCheckResponse::NOT_SERVING);
   EXPECT_EQ(server_->Wait(), absl::InternalError("device lost"));
+}
+
+TEST_F(ServerTest, TakesRequestsDuringTheDrainPauseThoughHealthSaysNo) {
+  options_.drain_pause = std::chrono::hours(1);
+  Start();
+  server_->Drain();
+  EXPECT_EQ(Health(), HealthCheckResponse::NOT_SERVING);
+  const Reply reply = Generate(Request(5));
+  EXPECT_TRUE(reply.status.ok()) << reply.status.error_message();
+  EXPECT_EQ(reply.token_ids.size(), 5u);
+  server_.reset();  // does not wait for the pause
+}
+
+TEST_F(ServerTest, DrainsWhenThePauseIsOver) {
+  options_.drain_pause = std::chrono::milliseconds(1);
+  Start();
+  CloseGate();
+  grpc::ClientContext context;
+  const auto running = generation_->Generate(&context, Request(50));
+  gate_.AwaitStep(1);
+  server_->Drain();
+  server_->Drain();
+  gate_.Open();
+  EXPECT_EQ(ReadAll(*running).token_ids.size(), 50u);
+  EXPECT_TRUE(server_->Wait().ok());
+  EXPECT_EQ(Generate(Request(5)).status.error_code(), grpc::StatusCode::UNAVAILABLE);
+}
+
+// A server whose clock the test moves: so far that the step under way counts as stuck.
+class StuckServerTest : public ServerTest {
+ protected:
+  void StartAndGetStuck() {
+    clock_ = &fake_clock_;
+    options_.supervisor.step_timeout = std::chrono::seconds(60);
+    options_.drain_timeout = std::chrono::hours(1);
+    Start();
+    CloseGate();
+  }
+
+  // Wait does not wait for the step, the destructor does.
+  void TearDown() override {
+    gate_.Open();
+    server_.reset();
+  }
+
+  FakeClock fake_clock_;
+};
+
+TEST_F(StuckServerTest, AStuckEngineEndsEverythingWithUnavailable) {
+  StartAndGetStuck();
+  grpc::ClientContext watch_context;
+  const auto watch = health_->Watch(&watch_context, HealthCheckRequest());
+  HealthCheckResponse health;
+  ASSERT_TRUE(watch->Read(&health));
+  EXPECT_EQ(health.status(), HealthCheckResponse::SERVING);
+
+  grpc::ClientContext context, upload_context;
+  const auto running = generation_->Generate(&context, Request(50));
+  gate_.AwaitStep(1);
+  v1::CreateDocumentResponse created;
+  const auto upload = documents_->CreateDocument(&upload_context, &created);
+  v1::CreateDocumentRequest settings, text;
+  settings.mutable_settings();
+  text.set_text("Once upon a time");
+  ASSERT_TRUE(upload->Write(settings));
+  ASSERT_TRUE(upload->Write(text));
+  ASSERT_TRUE(upload->WritesDone());
+  ASSERT_TRUE(Eventually([&] { return server_->stats().num_waiting == 1; }));
+
+  fake_clock_.Advance(std::chrono::seconds(60));
+  EXPECT_EQ(ReadAll(*running).status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(upload->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+  ASSERT_TRUE(watch->Read(&health));
+  EXPECT_EQ(health.status(), HealthCheckResponse::NOT_SERVING);
+  const absl::Status ended = server_->Wait();
+  EXPECT_EQ(ended.code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(std::string(ended.message()), ::testing::HasSubstr("the engine is stuck"));
+  EXPECT_TRUE(server_->must_be_left_behind());
+}
+
+// In a process of its own, whose engine never comes back.
+TEST(StuckServerDeathTest, TheProcessExitsWith1AlthoughTheStepNeverEnds) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const auto serve = [] {
+    ServerSignals::Block();
+    spdlog::set_default_logger(spdlog::stderr_logger_mt("test"));
+    FakeClock clock;
+    FakeEngine engine(TestShape());
+    StepGate gate;
+    engine.on_step = [&](std::span<const Row>) { return gate.Pass(); };
+    gate.Allow(1);  // of the first probe
+    ServerOptions options;
+    options.listen = options.http.listen = "127.0.0.1:0";
+    options.supervisor.step_timeout = std::chrono::seconds(60);
+    auto server = Server::Start(options, {}, {TestModel(), {Borrowed<Engine>(&engine)}},
+                                /*loader=*/nullptr, &clock);
+    std::thread client;
+    const int exit_code = RunUntilEnd(**server, [&] {
+      client = std::thread([&] {
+        const auto channel =
+            grpc::CreateChannel((*server)->address(), grpc::InsecureChannelCredentials());
+        grpc::ClientContext context;
+        v1::GenerateRequest request;
+        request.mutable_prompt()->set_text("a");
+        const auto stub = v1::GenerationService::NewStub(channel);
+        const auto reader = stub->Generate(&context, request);
+        gate.AwaitStep(2);
+        clock.Advance(std::chrono::seconds(60));
+        v1::GenerateResponse message;
+        while (reader->Read(&message)) {
+        }
+        if (reader->Finish().error_code() != grpc::StatusCode::UNAVAILABLE) std::_Exit(3);
+      });
+    });
+    std::_Exit(10 + exit_code);  // it should not have come here
+  };
+  EXPECT_EXIT(serve(), ::testing::ExitedWithCode(kExitFatal), "the engine is stuck");
 }
 
 TEST_F(ServerTest, ServesManyClientsWhoComeAndGo) {

@@ -44,11 +44,11 @@ TEST(ServerStart, RefusesAPortThatIsTaken) {
   ServerOptions options;
   options.listen = "127.0.0.1:0";
   options.http.listen = "";
-  auto first = Server::Start(options, {}, TestModel(), &engine);
+  auto first = Server::Start(options, {}, {TestModel(), {Borrowed<Engine>(&engine)}});
   ASSERT_TRUE(first.ok());
   options.listen = (*first)->address();
   FakeEngine other(TestShape());
-  const auto second = Server::Start(options, {}, TestModel(), &other);
+  const auto second = Server::Start(options, {}, {TestModel(), {Borrowed<Engine>(&other)}});
   EXPECT_EQ(second.status().code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(second.status().message()), HasSubstr("cannot bind"));
 }

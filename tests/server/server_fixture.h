@@ -69,9 +69,12 @@ class ServerTest : public ::testing::Test {
   void Start(EngineShape shape = TestShape(), SchedulerOptions scheduler = {}) {
     options_.listen = options_.http.listen = "127.0.0.1:0";
     engine_ = std::make_unique<FakeEngine>(shape);
-    auto server = Server::Start(options_, scheduler, TestModel(shape), engine_.get());
+    auto server = Server::Start(
+        options_, scheduler,
+        {.facts = TestModel(shape), .engines = {Borrowed<Engine>(engine_.get())}}, loader_, clock_);
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
+    ASSERT_TRUE(server_->AwaitReady().ok());
     channel_ = grpc::CreateChannel(server_->address(), grpc::InsecureChannelCredentials());
     generation_ = v1::GenerationService::NewStub(channel_);
     model_ = v1::ModelService::NewStub(channel_);
@@ -184,6 +187,8 @@ class ServerTest : public ::testing::Test {
   }
 
   ServerOptions options_;
+  ModelLoader loader_;
+  const Clock* clock_ = nullptr;
   StepGate gate_;
   std::unique_ptr<FakeEngine> engine_;
   std::unique_ptr<Server> server_;

@@ -21,6 +21,12 @@ inline const Tokenizer& TestTokenizer() {
   return *tokenizer;
 }
 
+// Shares what somebody else owns, and outlives.
+template <typename T>
+std::shared_ptr<T> Borrowed(T* object) {
+  return std::shared_ptr<T>(std::shared_ptr<void>(), object);
+}
+
 // Meta-contexts of 4 tokens, a context of 4096, the test tokenizer's vocabulary.
 inline EngineShape TestShape() {
   EngineShape shape = FakeEngine::DefaultShape();
@@ -60,7 +66,7 @@ inline ModelFacts TestModel(const EngineShape& shape = TestShape()) {
   model.config.levels = {level};
   model.config.max_context = shape.max_context;
   model.shape = shape;
-  model.tokenizer = &TestTokenizer();
+  model.tokenizer = Borrowed(&TestTokenizer());
   model.default_max_tokens = 16;
   return model;
 }

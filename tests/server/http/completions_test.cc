@@ -424,7 +424,7 @@ TEST_F(CompletionsTest, APortThatIsTakenIsAnError) {
   options.listen = "127.0.0.1:0";
   options.http.listen = server_->http_address();
   FakeEngine other(TestShape());
-  const auto second = Server::Start(options, {}, TestModel(), &other);
+  const auto second = Server::Start(options, {}, {TestModel(), {Borrowed<Engine>(&other)}});
   EXPECT_EQ(second.status().code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(second.status().message()), HasSubstr("http.listen: cannot bind"));
 }

@@ -30,9 +30,14 @@ class NoListener final : public SequenceListener {
   void OnFinish(SequenceEnd, const SequenceStats&) override {}
 };
 
+constexpr ServingMetrics::Model kModel = {
+    .page_tokens = 8, .num_pages = 32, .generation = 2, .reloads_done = 1, .reloads_failed = 3};
+
 class ServingMetricsTest : public ::testing::Test {
  protected:
-  std::string Text(const SchedulerStats& stats = {}) const { return metrics_.Text(stats, {}); }
+  std::string Text(const SchedulerStats& stats = {}) const {
+    return metrics_.Text(stats, kModel, {});
+  }
 
   // `sample` is a line without the model's label.
   void ExpectSample(const std::string& name, const std::string& labels, const std::string& value,
@@ -67,6 +72,9 @@ TEST_F(ServingMetricsTest, SchedulerStatsAreReadWhenTheyAreScraped) {
   ExpectSample("generation_tokens_total", "", "12345678", stats);
   ExpectSample("admission_rejections_total", R"(reason="queue_full")", "9", stats);
   ExpectSample("host_seconds_total", "", "0.25", stats);
+  ExpectSample("model_generation", "", "2", stats);
+  ExpectSample("model_reloads_total", R"(outcome="done")", "1", stats);
+  ExpectSample("model_reloads_total", R"(outcome="failed")", "3", stats);
   ExpectSample("cache_config_info", R"(page_tokens="8",num_pages="32")", "1", stats);
 }
 
@@ -81,14 +89,14 @@ TEST_F(ServingMetricsTest, DevicesAreNumbered) {
 
 TEST_F(ServingMetricsTest, RefusalsOfOthersAreReasonsToo) {
   const std::vector<ServingMetrics::Refusals> refusals = {{"token_rate", 4}};
-  EXPECT_THAT(metrics_.Text({}, refusals),
+  EXPECT_THAT(metrics_.Text({}, kModel, refusals),
               HasSubstr(R"(photon_admission_rejections_total{model_name="tiny",)"
                         R"(reason="token_rate"} 4)"));
 }
 
 TEST_F(ServingMetricsTest, ModelNamesAreEscaped) {
   const ServingMetrics metrics("a\"b\\c", "1", FakeEngine::DefaultShape());
-  EXPECT_THAT(metrics.Text({}, {}), HasSubstr(R"({model_name="a\"b\\c"} 0)"));
+  EXPECT_THAT(metrics.Text({}, {}, {}), HasSubstr(R"({model_name="a\"b\\c"} 0)"));
 }
 
 TEST_F(ServingMetricsTest, RequestsAreMeasuredFromTheirArrival) {

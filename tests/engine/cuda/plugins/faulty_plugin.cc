@@ -4,6 +4,9 @@
 //   FAULTY_PLUGIN_DEVICES      how many there are; default 2. With 0 there is no driver
 //   FAULTY_PLUGIN_FULL_DEVICE  the device on which the weights find no memory
 //   FAULTY_PLUGIN_LOST_DEVICE  the device that is lost in step FAULTY_PLUGIN_LOST_STEP (from 1)
+//   FAULTY_PLUGIN_STUCK_STEP   the step of device 0 that never ends
+#include <unistd.h>
+
 #include <cstdlib>
 #include <utility>
 
@@ -22,9 +25,12 @@ int Setting(const char* name, int default_value) {
 // Another engine, up to a step.
 class LosableEngine final : public Engine {
  public:
-  // `lost_step`: 0 for never.
-  LosableEngine(std::unique_ptr<Engine> engine, int device, int lost_step)
-      : engine_(std::move(engine)), shape_(engine_->shape()), lost_step_(lost_step) {
+  // `lost_step` and `stuck_step`: 0 for never.
+  LosableEngine(std::unique_ptr<Engine> engine, int device, int lost_step, int stuck_step)
+      : engine_(std::move(engine)),
+        shape_(engine_->shape()),
+        lost_step_(lost_step),
+        stuck_step_(stuck_step) {
     shape_.device = absl::StrCat("cuda:", device, " (", shape_.device, ")");
   }
 
@@ -35,6 +41,7 @@ class LosableEngine final : public Engine {
     if (++step_ == lost_step_) {
       return absl::InternalError("decode: unspecified launch failure (719)");
     }
+    while (step_ == stuck_step_) pause();
     return engine_->Step(copies, rows, sink);
   }
 
@@ -42,6 +49,7 @@ class LosableEngine final : public Engine {
   const std::unique_ptr<Engine> engine_;
   EngineShape shape_;
   const int lost_step_;
+  const int stuck_step_;
   int step_ = 0;
 };
 
@@ -76,7 +84,8 @@ void Create(const Checkpoint* checkpoint, const CudaEngineOptions* options, Engi
   if (!created.ok()) return;
   const bool is_lost = options->device == Setting("FAULTY_PLUGIN_LOST_DEVICE", -1);
   *engine = new LosableEngine(*std::move(created), options->device,
-                              is_lost ? Setting("FAULTY_PLUGIN_LOST_STEP", 1) : 0);
+                              is_lost ? Setting("FAULTY_PLUGIN_LOST_STEP", 1) : 0,
+                              options->device == 0 ? Setting("FAULTY_PLUGIN_STUCK_STEP", 0) : 0);
 }
 
 }  // namespace
