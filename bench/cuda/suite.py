@@ -12,7 +12,7 @@
     profile       one step by kernel, with Nsight Compute where the machine has it
 
 Each stage writes OUT/STAGE.json and leaves those of other stages alone, so that stages may be run in calls of
-their own; figures are comparable where the stages say the same device. plots.py draws them. --smoke runs the Python
+their own; figures are comparable where the stages say the same device. --smoke runs the Python
 parts in tiny shapes on the processor, to find mistakes before a GPU is paid for.
 """
 import argparse
