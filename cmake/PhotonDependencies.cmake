@@ -6,11 +6,9 @@ find_package(absl CONFIG REQUIRED)
 find_package(Protobuf REQUIRED)  # module mode: these packages carry no CMake config
 find_package(nlohmann_json CONFIG REQUIRED)
 
-if(NOT PHOTON_SANITIZER STREQUAL "thread")
-  find_package(gRPC CONFIG REQUIRED)
-  find_package(spdlog CONFIG REQUIRED)
-  find_package(CLI11 CONFIG REQUIRED)
-endif()
+find_package(gRPC CONFIG REQUIRED)
+find_package(spdlog CONFIG REQUIRED)
+find_package(CLI11 CONFIG REQUIRED)
 
 if(BUILD_TESTING)
   find_package(GTest CONFIG REQUIRED)

@@ -356,13 +356,16 @@ def main():
     parser.add_argument("flags", nargs="*", help="flags of the server, after --")
     arguments = parser.parse_args()
 
-    outcomes, memory = collections.Counter(), []
+    outcomes, memory, problems = collections.Counter(), [], []
     server = programs.ServerProcess(*arguments.flags)
     try:
         asyncio.run(run_clients(server, arguments, outcomes, memory))
-        problems = problems_of(server, outcomes, memory, arguments.seconds)
+        problems += problems_of(server, outcomes, memory, arguments.seconds)
     finally:
-        server.stop()
+        try:
+            server.stop()
+        except RuntimeError as error:  # has the whole log
+            problems.append(str(error).splitlines()[0])
     problems += [line for line in server.log.splitlines() if re.search(" (error|critical) ", line)]
     for what, count in sorted(outcomes.items()):
         print(f"{count:8} {what[:300]}")
