@@ -231,8 +231,10 @@ class Client:
     async def vanish(self):
         """Closes the connection in the middle of what it carries."""
         calls = [self.generation.Generate(self.request(), timeout=TIMEOUT_S) for _ in range(3)]
-        await asyncio.wait([asyncio.ensure_future(calls[0].read())], timeout=0.2)
+        reading = asyncio.ensure_future(calls[0].read())
+        await asyncio.wait([reading], timeout=0.2)
         await self.channel.close()
+        await asyncio.gather(reading, return_exceptions=True)
         self.connect()
         return "vanish"
 
@@ -292,6 +294,8 @@ class Client:
                     await asyncio.sleep(1)
                     continue
                 outcomes[f"UNEXPECTED {action.__name__}: {error.code()} {error.details()}"] += 1
+                if error.code() == grpc.StatusCode.UNAVAILABLE:
+                    break  # there is no server any more
             except (Unexpected, OSError, asyncio.IncompleteReadError) as error:
                 outcomes[f"UNEXPECTED {action.__name__}: {error!r}"] += 1
         await self.channel.close()
@@ -357,7 +361,8 @@ def main():
     arguments = parser.parse_args()
 
     outcomes, memory, problems = collections.Counter(), [], []
-    server = programs.ServerProcess(*arguments.flags)
+    # A cache that is soon full: memory that is only then taken for the first time is no leak.
+    server = programs.ServerProcess("--kv-memory", "64MiB", *arguments.flags)
     try:
         asyncio.run(run_clients(server, arguments, outcomes, memory))
         problems += problems_of(server, outcomes, memory, arguments.seconds)
