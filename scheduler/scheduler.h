@@ -267,14 +267,27 @@ class Scheduler {
 
   Scheduler(std::span<Engine* const> engines, const Clock* clock, const SchedulerOptions& options);
 
-  // scheduler.cc: what comes and goes.
+  // scheduler.cc: the step.
+  absl::Status AwaitStep(bool watch_inbox);
+  std::optional<StepResult> Follow(Device& device);
+  absl::Status EndStep(Device& device, const StepResult& result);
+  absl::Status Commit(Device& device, const StepResult& result);
+  void CommitPin(Sequence& sequence);
+
+  // scheduler_inbox.cc: what comes from other threads.
   void Send(const Command& command);
   void TakeInbox();
   void Obey(const Command& command);
-  void EndOverdue(TimePoint now);
-  TimePoint StallTime(const Sequence& sequence) const;
+
+  // scheduler_ends.cc: what listeners hear, and how things end.
   void Deliver(const TokenBatch& batch, const std::vector<Sequence*>& sequences);
   void DeliverLeftOver();
+  void EndOverdue(TimePoint now);
+  TimePoint StallTime(const Sequence& sequence) const;
+  Duration FastestStep() const;
+  bool CanAnswer(const Sequence& sequence, TimePoint now) const;
+  int CountCached(const Sequence& sequence) const;
+  TimePoint NextDeadline() const;
   void Finish(Sequence& sequence, SequenceEnd end);
   void End(Sequence& sequence, SequenceEnd end);
   void Unlist(Sequence& sequence);
@@ -282,13 +295,8 @@ class Scheduler {
   void EndEverything(SequenceEnd end);
   void RemoveEnded();
   void RemovePin(PinId pin);
-  absl::Status AwaitStep(bool watch_inbox);
-  std::optional<StepResult> Follow(Device& device);
-  absl::Status EndStep(Device& device, const StepResult& result);
-  absl::Status Commit(Device& device, const StepResult& result);
-  void CommitPin(Sequence& sequence);
-  int CountCached(const Sequence& sequence) const;
-  TimePoint NextDeadline() const;
+
+  // scheduler_stats.cc: what it says of itself.
   void PublishStats();
 
   // scheduler_planning.cc: whose turn it is.
@@ -314,8 +322,6 @@ class Scheduler {
   int ReservedTokens(const Sequence& sequence) const;
   int64_t CostLeft(const Sequence& sequence) const;
   int StepsToFirstToken(int uncached) const;
-  Duration FastestStep() const;
-  bool CanAnswer(const Sequence& sequence, TimePoint now) const;
 
   const Clock* const clock_;
   const SchedulerOptions options_;
