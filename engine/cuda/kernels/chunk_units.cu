@@ -13,7 +13,7 @@ __global__ void __launch_bounds__(kThreads)
     ChunkUnits(const float* units, int chunk_size, int width, UnitNorm norm, const float* weight,
                float eps, Out* out) {
   AwaitPrevious();
-  extern __shared__ float scales[];
+  float* scales = DynamicShared<float>();
   const int64_t stride = Padded(width);
   const float* group = units + blockIdx.x * chunk_size * stride;
   const int concat = chunk_size * width, padded = static_cast<int>(Padded(concat));

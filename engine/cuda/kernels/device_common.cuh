@@ -47,6 +47,17 @@ __device__ inline void Store4(__nv_bfloat16* to, float4 v) {
   *reinterpret_cast<uint2*>(to) = bits;
 }
 
+// The shared memory that a kernel is launched with.
+template <typename T>
+__device__ T* DynamicShared() {
+#if defined(__CUDACC__)
+  extern __shared__ __align__(16) unsigned char dynamic_shared[];
+#else  // tests run kernels on the CPU
+  unsigned char* dynamic_shared = cuda_on_cpu::DynamicShared();
+#endif
+  return reinterpret_cast<T*>(dynamic_shared);
+}
+
 __device__ inline float WarpSum(float value) {
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {
     value += __shfl_xor_sync(kAllLanes, value, offset);
@@ -69,19 +80,22 @@ __device__ inline float BlockSum(float value, float* partial) {
 // them over a warp. a0, a2: the lane's first row of A; a1, a3: its second.
 __device__ inline void MultiplyAdd(float (&acc)[4], unsigned a0, unsigned a1, unsigned a2,
                                    unsigned a3, unsigned b0, unsigned b1) {
+#if defined(__CUDACC__)
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+#else  // tests run kernels on the CPU
+  cuda_on_cpu::MultiplyAdd(acc, a0, a1, a2, a3, b0, b1);
+#endif
 }
 
 // Waits until all work before this kernel on its stream has ended, and lets the next kernel's
 // blocks take the places of this one's as they become free. Every kernel here calls it before it
 // touches what other kernels write or read; what comes before it overlaps the end of the previous
-// kernel
-// ("programmatic dependent launch", compute capability 9.0; elsewhere kernels start one after the
-// other).
+// kernel ("programmatic dependent launch", compute capability 9.0; elsewhere kernels start one
+// after the other).
 __device__ inline void AwaitPrevious() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -13,7 +13,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     LocalAttention(AttentionShape shape, const T* qkv, int64_t qkv_stride, KvLayer<T> kv, int first,
                    int count, int contexts, int group, T* out, int64_t out_stride) {
   AwaitPrevious();
-  extern __shared__ __align__(16) float staging[];
+  float* staging = DynamicShared<float>();
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int64_t unit = int64_t{blockIdx.x} * kWarps + warp;
   const int64_t context = unit / shape.num_kv_heads;

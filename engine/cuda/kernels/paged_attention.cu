@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     StoreKeysValues(AttentionShape shape, const T* qkv, int64_t qkv_stride, KvLayer<T> kv,
                     RowPositions rows, int n) {
   AwaitPrevious();
-  extern __shared__ __align__(16) float staging[];
+  float* staging = DynamicShared<float>();
   const int warp = threadIdx.x / kWarp;
   const int64_t unit = int64_t{blockIdx.x} * kWarps + warp;
   const int row = static_cast<int>(unit / shape.num_kv_heads);
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
                    RowPositions rows, int group, float* partial, T* out, int64_t out_stride) {
   AwaitPrevious();
   // Per warp: the staged query, then what the warp attended to.
-  extern __shared__ __align__(16) float staging[];
+  float* staging = DynamicShared<float>();
   __shared__ float maxima[kWarps], sums[kWarps];
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, slot = lane % group;
   const int row = blockIdx.x, head = blockIdx.y, dim = shape.head_dim;

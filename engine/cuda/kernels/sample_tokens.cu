@@ -135,7 +135,7 @@ __device__ Selected Select(Mass target, ForEach for_each, Shared& shared) {
       Mass through = mine;
       for (int offset = 1; offset < kWarp; offset *= 2) {
         const Mass other = __shfl_up_sync(kAllLanes, through, offset);
-        if (threadIdx.x >= offset) through += other;
+        if (threadIdx.x >= static_cast<unsigned>(offset)) through += other;
       }
       Mass reached = above + through - mine;
       if (reached < target && above + through >= target) {

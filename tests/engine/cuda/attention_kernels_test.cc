@@ -200,7 +200,7 @@ TYPED_TEST(AttentionKernels, PagedAttentionReadsEveryPage) {
     for (const PagedCase& c : {PagedCase{1, 0, 1, 1}, PagedCase{2, 3, 2, 4}, PagedCase{3, 70, 1, 1},
                                PagedCase{1, 298, 3, 2}, PagedCase{150, 6, 1, 1}}) {
       const int per_sequence = c.cached + c.metas * c.units;
-      if (c.sequences * per_sequence * h.heads * h.dim > 400000) continue;
+      if (c.sequences * per_sequence * h.heads * h.dim > 400000 || !this->Takes()) continue;
       Attention<T> attention(h.heads, h.kv_heads, h.dim, h.rope_dims, h.qk_norm, per_sequence,
                              this->Random(2 * h.dim));
       const int pages_each = (per_sequence + segment - 1) / segment;

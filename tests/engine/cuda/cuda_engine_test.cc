@@ -26,6 +26,7 @@ constexpr double kFloatTolerance = 2e-5;
 constexpr double kBFloat16Tolerance = 0.04;
 
 constexpr Sampling kGreedy{.temperature = 0};
+constexpr int kMaxRows = cuda::kEveryNth == 1 ? 16 : 5;
 
 class CudaEngine : public cuda::OnGpu {};
 
@@ -33,7 +34,7 @@ CudaEngineOptions SmallCudaOptions() {
   return {.compute = Compute::kF32,
           .kv_memory = MemoryBudget::Bytes(4 << 20),
           .page_tokens = 17,  // two or three meta-contexts, once rounded up
-          .max_rows = 16,
+          .max_rows = kMaxRows,
           .max_prefill_tokens = 512};
 }
 
@@ -74,7 +75,10 @@ NamedConfig PaperHeads(int head_dim) {
 
 std::vector<NamedConfig> AllConfigs() {
   std::vector<NamedConfig> configs = SmallConfigs();
-  for (const int head_dim : {52, 56, 60, 128}) configs.push_back(PaperHeads(head_dim));
+  configs.push_back(PaperHeads(56));
+  for (const int head_dim : {52, 60, 128}) {
+    if (cuda::kEveryNth == 1) configs.push_back(PaperHeads(head_dim));
+  }
   return configs;
 }
 
@@ -164,7 +168,8 @@ TEST_P(CudaEngineOfEveryShape, GeneratesInEveryModeWhatTheCpuGenerates) {
   const auto recorded = MakeCudaEngine(*checkpoint, options);
   options.use_graphs = false;
   const auto launched = MakeCudaEngine(*checkpoint, options);
-  for (const int rows : {1, 2, 3, 5, 13, 16}) {
+  for (const int rows : {5, 1, 2, 3, 13, 16}) {
+    if (!Takes() || rows > kMaxRows) continue;
     const auto expected = RunVaried(*cpu, rows, 3, false);
     const std::string what = std::to_string(rows) + " rows";
     ExpectSameTokens(RunVaried(*recorded, rows, 3, false), expected, what + ", graphs");
@@ -179,9 +184,9 @@ TEST_F(CudaEngine, RepeatedRunsGiveTheSameBits) {
   options.compute = Compute::kBF16;
   options.kv_memory = MemoryBudget::Bytes(int64_t{64} << 20);
   const auto engine = MakeCudaEngine(*checkpoint, options);
-  const auto first = RunVaried(*engine, 13, 3, true);
-  for (int repeat = 0; repeat < 3; ++repeat) {
-    const auto again = RunVaried(*engine, 13, 3, true);
+  const auto first = RunVaried(*engine, kMaxRows - 3, 3, true);
+  for (int repeat = 0; repeat < 5 / cuda::kEveryNth; ++repeat) {
+    const auto again = RunVaried(*engine, kMaxRows - 3, 3, true);
     for (size_t i = 0; i < first.size(); ++i) {
       EXPECT_EQ(again[i].tokens, first[i].tokens);
       EXPECT_EQ(again[i].logprobs, first[i].logprobs);
@@ -218,7 +223,8 @@ TEST_P(CudaEngineOfEveryShape, ReachesTheSameStateByAnySplitOfThePrefill) {
   const int metas = 7;
   const auto prompt = RandomTokens(metas * shape.meta_tokens, shape.vocab_size, 5);
   const Generated whole = Generate(*engine, prompt, 1, GenerationMode::kExact, kGreedy, true);
-  for (const int piece : {1, 2, 3, 6}) {
+  for (const int piece : {2, 1, 3, 6}) {
+    if (!Takes()) continue;
     Sequence sequence(shape, prompt, 20);
     for (int left = metas; left > 0; left -= piece) {
       const Row row = sequence.PrefillRow(std::min(piece, left));

@@ -46,7 +46,7 @@ void ExpectMatches(const fs::path& directory) {
   auto created = CreateCudaEngine(**checkpoint, {.compute = CudaEngineOptions::Compute::kF32,
                                                  .kv_memory = MemoryBudget::Bytes(4 << 20),
                                                  .page_tokens = 17,
-                                                 .max_rows = 4,
+                                                 .max_rows = 1,
                                                  .max_prefill_tokens = 512});
   ASSERT_TRUE(created.ok()) << created.status().ToString();
   Engine& engine = **created;

@@ -15,6 +15,13 @@
 
 namespace photon::cuda {
 
+// Where kernels run on the CPU, cases take long, and a part of them has to do.
+#ifdef PHOTON_CUDA_ON_CPU
+inline constexpr int kEveryNth = 5;
+#else
+inline constexpr int kEveryNth = 1;
+#endif
+
 class OnGpu : public testing::Test {
  protected:
   void SetUp() override {
@@ -36,8 +43,11 @@ class OnGpu : public testing::Test {
     return values;
   }
   int RandomBelow(int bound) { return static_cast<int>(random_() % bound); }
+  // Whether the next one of many cases is to be tested.
+  bool Takes() { return num_cases_++ % kEveryNth == 0; }
 
   std::mt19937_64 random_{20240607};
+  int num_cases_ = 0;
 };
 
 inline double ToDouble(float value) {
