@@ -79,16 +79,29 @@ struct Attended {
     return from == -INFINITY ? 0.0f : exp2f(from - to);
   }
 
-  __device__ void Add(float score, const HeadSlice<T, kVec, kChunks>& value) {
-    const float new_max = fmaxf(max, score);
-    const float keep = Rescale(max, new_max), weight = exp2f(score - new_max);
+  // Adds keys that are all there, or count for nothing where `valid` is false.
+  template <int kKeys>
+  __device__ void Add(const float (&scores)[kKeys], const bool (&valid)[kKeys],
+                      const HeadSlice<T, kVec, kChunks> (&added)[kKeys]) {
+    float new_max = max;
+#pragma unroll
+    for (int k = 0; k < kKeys; ++k) new_max = valid[k] ? fmaxf(new_max, scores[k]) : new_max;
+    const float keep = Rescale(max, new_max);
     max = new_max;
-    sum = sum * keep + weight;
+    sum *= keep;
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
 #pragma unroll
-      for (int i = 0; i < kVec; ++i) {
-        values.v[c][i] = values.v[c][i] * keep + weight * value.v[c][i];
+      for (int i = 0; i < kVec; ++i) values.v[c][i] *= keep;
+    }
+#pragma unroll
+    for (int k = 0; k < kKeys; ++k) {
+      const float weight = valid[k] ? exp2f(scores[k] - new_max) : 0.0f;
+      sum += weight;
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c) {
+#pragma unroll
+        for (int i = 0; i < kVec; ++i) values.v[c][i] += weight * added[k].v[c][i];
       }
     }
   }
@@ -123,26 +136,38 @@ __device__ void AttendTo(const HeadSlice<T, kVec, kChunks>& query, const T* keys
                          int first, int step, int count, int head_dim, int group,
                          Attended<T, kVec, kChunks>& attended) {
   using Slice = HeadSlice<T, kVec, kChunks>;
+  // Keys of a group that are on their way together: what a key costs is the wait for it.
+  constexpr int kTogether = kChunks == 1 ? 4 : 2;
   const int lane = threadIdx.x % kWarp, slot = lane % group, mine = lane / group;
-  for (int base = first; base < count; base += step) {
-    const int p = base + mine;
-    const bool valid = p < count;
-    Slice key = Slice::Zero(), value = Slice::Zero();
-    if (valid) {
+  for (int base = first; base < count; base += kTogether * step) {
+    Slice keys_here[kTogether], values_here[kTogether];
+    bool valid[kTogether];
+#pragma unroll
+    for (int k = 0; k < kTogether; ++k) {
+      const int p = base + k * step + mine;
+      valid[k] = p < count;
+      keys_here[k] = values_here[k] = Slice::Zero();
+      if (!valid[k]) continue;
       const T* at = keys + int64_t{p} * 2 * kv_dim;
-      key = Slice::Load(at, head_dim, slot, group);
-      value = Slice::Load(at + kv_dim, head_dim, slot, group);
+      keys_here[k] = Slice::Load(at, head_dim, slot, group);
+      values_here[k] = Slice::Load(at + kv_dim, head_dim, slot, group);
     }
-    float score = 0;
+    float scores[kTogether] = {};
 #pragma unroll
-    for (int c = 0; c < kChunks; ++c) {
+    for (int k = 0; k < kTogether; ++k) {
 #pragma unroll
-      for (int i = 0; i < kVec; ++i) score += query.v[c][i] * key.v[c][i];
+      for (int c = 0; c < kChunks; ++c) {
+#pragma unroll
+        for (int i = 0; i < kVec; ++i) scores[k] += query.v[c][i] * keys_here[k].v[c][i];
+      }
     }
     for (int offset = group / 2; offset > 0; offset /= 2) {
-      score += __shfl_xor_sync(kAllLanes, score, offset);
+#pragma unroll
+      for (int k = 0; k < kTogether; ++k) {
+        scores[k] += __shfl_xor_sync(kAllLanes, scores[k], offset);
+      }
     }
-    if (valid) attended.Add(score, value);
+    attended.Add(scores, valid, values_here);
   }
 }
 

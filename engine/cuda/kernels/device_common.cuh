@@ -47,6 +47,13 @@ __device__ inline void Store4(__nv_bfloat16* to, float4 v) {
   *reinterpret_cast<uint2*>(to) = bits;
 }
 
+// Asks for a line of memory ahead of its use.
+__device__ inline void Prefetch([[maybe_unused]] const void* address) {
+#if defined(__CUDACC__)
+  asm volatile("prefetch.global.L1 [%0];" ::"l"(address));
+#endif
+}
+
 // The shared memory that a kernel is launched with.
 template <typename T>
 __device__ T* DynamicShared() {
@@ -103,15 +110,12 @@ __device__ inline void AwaitPrevious() {
 #endif
 }
 
+// Whether it does, on the GPU that is in use.
 inline bool LaunchesOverlap() {
-  static const bool overlap = [] {
-    int device = 0, major = 0;
-    return cudaGetDevice(&device) == cudaSuccess &&
-           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ==
-               cudaSuccess &&
-           major >= 9;
-  }();
-  return overlap;
+  int device = 0, major = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+         major >= 9;
 }
 
 // Launches a kernel that calls AwaitPrevious().

@@ -22,6 +22,12 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   float* staged = staging + warp * shape.head_dim;
   T* cells = kv.base + context * kv.stride;
 
+  // What the context has already is on its way while its next keys are prepared: first and last
+  // byte of each key and value, a lane each.
+  for (int p = lane / 4; p < first; p += kWarp / 4) {
+    const T* head = cells + (int64_t{p} * 2 + lane % 2) * kv.kv_dim + kv_head * shape.head_dim;
+    Prefetch(head + (lane % 4 < 2 ? 0 : shape.head_dim - 1));
+  }
   for (int t = 0; t < count; ++t) {
     const int position = first + t;
     StoreKeyValue(shape, qkv + (context * count + t) * qkv_stride, kv_head, position, staged,

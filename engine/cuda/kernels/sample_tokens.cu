@@ -67,6 +67,22 @@ struct Best {
   int id;
 };
 
+// A thread's best token, and its sum of exponentials relative to that one's logit, in one walk over
+// the logits (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018).
+struct BestAndSum {
+  Best best{-INFINITY, INT_MAX};
+  float sum = 0;
+
+  __device__ void Add(int id, float logit) {
+    if (logit > best.value) {
+      sum = sum * expf(best.value - logit) + 1;
+      best = {logit, id};
+    } else {
+      sum += expf(logit - best.value);
+    }
+  }
+};
+
 // The largest value, lowest id on a tie, over the block.
 __device__ Best BlockBest(Best best, Shared& shared) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
@@ -87,13 +103,6 @@ __device__ Best BlockBest(Best best, Shared& shared) {
   best = {shared.warp_value[lane], shared.warp_id[lane]};
   merge();
   return best;
-}
-
-// Sum of exp(logit - largest) over the block.
-__device__ float BlockExpSum(const float* logits, int vocab, float largest, Shared& shared) {
-  float sum = 0;
-  ForEachLogit(logits, vocab, [&](int, float logit) { sum += expf(logit - largest); });
-  return BlockSum(sum, shared.warp_sum);
 }
 
 // The tokens that the filters keep: weights above `floor`, the first `ties` tokens whose weight is
@@ -299,12 +308,12 @@ __global__ void __launch_bounds__(kThreads)
   const RowSampling& sampling = rows[row];
   if (slot < sampling.num_forced) return;
 
-  Best mine{-INFINITY, INT_MAX};
-  ForEachLogit(logits, vocab, [&](int id, float logit) {
-    if (logit > mine.value) mine = {logit, id};
-  });
-  const Best best = BlockBest(mine, shared);
-  const float log_sum = best.value + logf(BlockExpSum(logits, vocab, best.value, shared));
+  BestAndSum mine;
+  ForEachLogit(logits, vocab, [&](int id, float logit) { mine.Add(id, logit); });
+  const Best best = BlockBest(mine.best, shared);
+  // A thread without logits has no best one.
+  const float share = mine.sum > 0 ? mine.sum * expf(mine.best.value - best.value) : 0.0f;
+  const float log_sum = best.value + logf(BlockSum(share, shared.warp_sum));
 
   int token = best.id;
   // A temperature so small that its inverse overflows means greedy too.

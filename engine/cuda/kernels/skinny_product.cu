@@ -9,6 +9,10 @@ constexpr int kStepElements = 32;  // of k, that a warp takes at a time
 constexpr int kTileRows = 16;      // outputs of a block, as the matrix instruction has them
 // Steps whose weights are on their way before the first is used.
 constexpr int kAhead = 4;
+// Elements of k after which the weights that are ahead are of the same places in `ahead` again.
+constexpr int kRoundElements = kStepElements * kWarps * kAhead;
+// Of the inputs that a block holds at a time, over all rows.
+constexpr int kPanelElements = 16 * kRoundElements;
 
 // Sixteen bytes of bf16 along k.
 union Fragment {
@@ -30,44 +34,50 @@ __device__ LanePlace PlaceOfLane() {
   return {lane / 4, lane % 4 * 8};
 }
 
-struct Inputs {
-  SkinnyInput input;
-  int rows, k;
-  LanePlace place;
-  const float* scales;  // shared memory, of each row
+// The part of the inputs' k that a block holds at a time, in bf16.
+struct Panel {
+  int elements;  // of a row
+  int stride;    // from a row to the next
 
-  __device__ Fragment Load(int at) const {
-    Fragment fragment{};
-    const int row = place.row;
-    if (row >= rows || at >= k) return fragment;
-    const int64_t from = int64_t{row} * k + at;
-    if (input.act != nullptr) {
-      fragment.vector = *reinterpret_cast<const uint4*>(input.act + from);
-      return fragment;
-    }
-    alignas(16) __nv_bfloat16 rounded[8];
-#pragma unroll
-    for (int half = 0; half < 8; half += 4) {
-      float4 v = Load4(input.x + from + half);
-      if (input.norm != nullptr) {
-        const float4 w = Load4(input.norm + at + half);
-        const float scale = scales[row];
-        v = {v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z, v.w * scale * w.w};
-      }
-      Store4(rounded + half, v);
-    }
-    fragment.vector = *reinterpret_cast<const uint4*>(rounded);
-    return fragment;
+  Panel(int rows, int k) {
+    const int most = kPanelElements / rows / kRoundElements * kRoundElements;
+    const int padded = (k + kStepElements - 1) / kStepElements * kStepElements;
+    elements = padded < most ? padded : most;
+    // The eight lanes that read together take two rows: their 64 bytes each lie in different banks.
+    stride = elements + (elements * 2 % 128 == 0 ? kStepElements : 0);
   }
 };
+
+// Eight elements of the inputs, rounded. `scale` is the row's, if there is a norm.
+__device__ Fragment LoadInput(const SkinnyInput& input, int64_t from, int at, float scale) {
+  Fragment fragment;
+  if (input.act != nullptr) {
+    fragment.vector = *reinterpret_cast<const uint4*>(input.act + from);
+    return fragment;
+  }
+  alignas(16) __nv_bfloat16 rounded[8];
+#pragma unroll
+  for (int half = 0; half < 8; half += 4) {
+    float4 v = Load4(input.x + from + half);
+    if (input.norm != nullptr) {
+      const float4 w = Load4(input.norm + at + half);
+      v = {v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z, v.w * scale * w.w};
+    }
+    Store4(rounded + half, v);
+  }
+  fragment.vector = *reinterpret_cast<const uint4*>(rounded);
+  return fragment;
+}
 
 // A block owns sixteen outputs (with kGated eight gates and their eight ups) for all rows; its
 // warps take the steps of k in turn and add up at the end.
 template <typename Out, Epilogue kEpilogue>
 __global__ void __launch_bounds__(kWarps* kWarp)
     SkinnyProduct(const __nv_bfloat16* w, int n, int k, const float* bias, SkinnyInput input,
-                  int rows, Out* y) {
-  __shared__ float scales[kMaxSkinnyRows];
+                  int rows, Panel panel, Out* y) {
+  constexpr int kThreads = kWarps * kWarp;
+  __nv_bfloat16* staged = DynamicShared<__nv_bfloat16>();
+  __shared__ float squares[kMaxSkinnyRows][kWarps];
   __shared__ float sums[kWarps][kMaxSkinnyRows][kTileRows];
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const LanePlace place = PlaceOfLane();
@@ -89,40 +99,68 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     if (has_second) b.vector = *reinterpret_cast<const uint4*>(w + int64_t{second} * k + at);
   };
 
-  // The first weights are on their way while the work before ends and the norms are computed.
+  // The first weights are on their way while the work before ends and the inputs are prepared.
   Fragment ahead[kAhead][2];
 #pragma unroll
   for (int i = 0; i < kAhead; ++i) {
     load_weights(warp + i * kWarps, ahead[i][0], ahead[i][1]);
   }
+  if (input.norm != nullptr) {
+    for (int i = threadIdx.x * kWarp; i < k; i += kThreads * kWarp) Prefetch(input.norm + i);
+  }
   AwaitPrevious();
   if (input.norm != nullptr) {
-    for (int row = warp; row < rows; row += kWarps) {
-      float squares = 0;
-      for (int i = lane * 4; i < k; i += kWarp * 4) {
+    for (int row = 0; row < rows; ++row) {
+      float sum = 0;
+      for (int i = threadIdx.x * 4; i < k; i += kThreads * 4) {
         const float4 v = Load4(input.x + int64_t{row} * k + i);
-        squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+        sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
       }
-      squares = WarpSum(squares);
-      if (lane == 0) scales[row] = 1.0f / sqrtf(squares / input.width + input.eps);
+      sum = WarpSum(sum);
+      if (lane == 0) squares[row][warp] = sum;
     }
-    __syncthreads();  // every row's scale is there
+    __syncthreads();  // every warp's squares are there
   }
+  const auto scale_of = [&](int row) {
+    float sum = 0;
+    for (int i = 0; i < kWarps; ++i) sum += squares[row][i];
+    return 1.0f / sqrtf(sum / input.width + input.eps);
+  };
 
-  const Inputs inputs{input, rows, k, place, scales};
   float acc[4] = {};
-  for (int base = warp; base < steps; base += kAhead * kWarps) {
+  const int chunks = panel.elements / 8;
+  for (int begin = 0; begin < k; begin += panel.elements) {
+    if (begin > 0) __syncthreads();  // the panel before has been read
+    for (int i = threadIdx.x; i < rows * chunks; i += kThreads) {
+      const int row = i / chunks, in_panel = i % chunks * 8, at = begin + in_panel;
+      Fragment fragment{};
+      if (at < k) {
+        const float scale = input.norm != nullptr ? scale_of(row) : 1.0f;
+        fragment = LoadInput(input, int64_t{row} * k + at, at, scale);
+      }
+      *reinterpret_cast<uint4*>(staged + row * panel.stride + in_panel) = fragment.vector;
+    }
+    __syncthreads();  // the panel is there
+
+    const int end = begin + panel.elements < k ? begin + panel.elements : k;
+    const int last_step = (end + kStepElements - 1) / kStepElements;
+    for (int base = begin / kStepElements + warp; base < last_step; base += kAhead * kWarps) {
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int step = base + i * kWarps;
-      const Fragment a = ahead[i][0], b = ahead[i][1];
-      load_weights(step + kAhead * kWarps, ahead[i][0], ahead[i][1]);
-      if (step >= steps) continue;  // the same for the whole warp
-      const Fragment c = inputs.Load(step * kStepElements + place.k);
+      for (int i = 0; i < kAhead; ++i) {
+        const int step = base + i * kWarps;
+        const Fragment a = ahead[i][0], b = ahead[i][1];
+        load_weights(step + kAhead * kWarps, ahead[i][0], ahead[i][1]);
+        if (step >= steps) continue;  // the same for the whole warp
+        Fragment c{};
+        if (place.row < rows) {
+          const int in_panel = step * kStepElements - begin + place.k;
+          c.vector = *reinterpret_cast<const uint4*>(staged + place.row * panel.stride + in_panel);
+        }
 #pragma unroll
-      for (int p = 0; p < 4; p += 2) {
-        MultiplyAdd(acc, a.pairs[p], b.pairs[p], a.pairs[p + 1], b.pairs[p + 1], c.pairs[p],
-                    c.pairs[p + 1]);
+        for (int p = 0; p < 4; p += 2) {
+          MultiplyAdd(acc, a.pairs[p], b.pairs[p], a.pairs[p + 1], b.pairs[p + 1], c.pairs[p],
+                      c.pairs[p + 1]);
+        }
       }
     }
   }
@@ -167,8 +205,10 @@ cudaError_t Launch(const __nv_bfloat16* w, int n, int k, const float* bias,
                    const SkinnyInput& input, int rows, Out* y, cudaStream_t stream) {
   if (rows > kMaxSkinnyRows) return cudaErrorInvalidValue;
   const unsigned blocks = DivideUp(n, kTileRows), threads = kWarps * kWarp;
-  return LaunchKernel(SkinnyProduct<Out, kEpilogue>, blocks, threads, 0, stream, w, n, k, bias,
-                      input, rows, y);
+  const Panel panel(rows, k);
+  const size_t shared_bytes = size_t{sizeof(__nv_bfloat16)} * rows * panel.stride;
+  return LaunchKernel(SkinnyProduct<Out, kEpilogue>, blocks, threads, shared_bytes, stream, w, n, k,
+                      bias, input, rows, panel, y);
 }
 
 }  // namespace
