@@ -268,9 +268,8 @@ absl::Status Scheduler::Commit(Device& device, const StepResult& result) {
   const Step& step = device.step;
   const int meta = shape_.meta_tokens;
   const Duration time = result.end - result.begin;
-  const bool is_probe =
-      std::all_of(step.sequences.begin(), step.sequences.end(),
-                  [](const Sequence* sequence) { return sequence->request.is_probe; });
+  const bool is_probe = std::all_of(step.sequences.begin(), step.sequences.end(),
+                                    [](const Sequence* sequence) { return sequence->is_probe(); });
   if (!is_probe) {
     last_step_times_[counters_.steps % last_step_times_.size()] = time;
     const bool is_first = counters_.steps == 0;
@@ -293,7 +292,7 @@ absl::Status Scheduler::Commit(Device& device, const StepResult& result) {
     if (row.decode) {
       sequence.tokens.insert(sequence.tokens.end(), sequence.sampled.begin(),
                              sequence.sampled.end());
-      if (!sequence.request.is_probe) counters_.wasted_slots += boundary - sequence.num_tokens();
+      if (!sequence.is_probe()) counters_.wasted_slots += boundary - sequence.num_tokens();
       if (sequence.exhausted) {
         sequence.leaving = true;
       } else if (sequence.num_tokens() == boundary) {

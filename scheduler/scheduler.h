@@ -185,6 +185,7 @@ class Scheduler {
 
   // As of the last step.
   SchedulerStats stats() const;
+  int num_devices() const { return static_cast<int>(devices_.size()); }
 
   // --- The thread that runs steps ---
 

@@ -11,7 +11,7 @@ void Scheduler::Deliver(const TokenBatch& batch, const std::vector<Sequence*>& s
   std::vector<SampledToken> tokens;
   for (const TokenBatch::Event& event : batch.events) {
     Sequence& sequence = *sequences[event.row];
-    const bool counts = !sequence.request.is_probe;
+    const bool counts = !sequence.is_probe();
     if (sequence.end.has_value()) {
       if (counts) counters_.wasted_slots += event.count;
       continue;
@@ -137,7 +137,7 @@ void Scheduler::Finish(Sequence& sequence, SequenceEnd end) {
   sequence.end = end;
   sequence.stop = true;
   sequence.stats.finished = clock_->Now();
-  if (!sequence.request.is_probe) ++counters_.finished[static_cast<size_t>(end)];
+  if (!sequence.is_probe()) ++counters_.finished[static_cast<size_t>(end)];
   sequence.listener->OnFinish(end, sequence.stats);
   sequence.listener.reset();
 }

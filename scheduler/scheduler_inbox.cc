@@ -78,7 +78,10 @@ absl::StatusOr<std::vector<SequenceId>> Scheduler::SubmitAll(std::vector<Submiss
     sequence->stats.submitted = now;
     sequences.push_back(std::move(sequence));
   }
-  const int count = static_cast<int>(sequences.size());
+  // A probe of many devices must not need a long queue.
+  const int count =
+      static_cast<int>(std::count_if(sequences.begin(), sequences.end(),
+                                     [](const auto& sequence) { return !sequence->is_probe(); }));
   if (count > options_.max_queue) {
     return Invalid("a call of ", count, " sequences; the queue takes ", options_.max_queue);
   }
@@ -97,6 +100,7 @@ absl::StatusOr<std::vector<SequenceId>> Scheduler::SubmitAll(std::vector<Submiss
     }
     std::vector<int> pinned_pages = pinned_pages_;
     for (const std::unique_ptr<Sequence>& sequence : sequences) {
+      if (sequence->is_probe()) sequence->device = devices_[*sequence->request.probed_device].get();
       if (!sequence->is_pin()) continue;
       // Spread over the devices; where one fits is known now, not when its turn comes.
       Device& device =

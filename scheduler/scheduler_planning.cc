@@ -69,8 +69,8 @@ void Scheduler::Admit() {
     Turns<Lane::iterator> turn = turns.top();
     turns.pop();
     Sequence& sequence = *turn.next->second;
-    // A pin's device may be full while others are not.
-    if (!CountChoices(occupancy, sequence) && !sequence.is_pin()) continue;
+    // The device of a pin or a probe may be full while others are not.
+    if (!CountChoices(occupancy, sequence) && !sequence.is_bound()) continue;
     ++turn.next;
     const bool is_last = turn.next == turn.end;
     if (!choices_.empty() && !sequence.paused.has_value() && !WaitsForPrefix(occupancy, sequence)) {
@@ -147,7 +147,7 @@ bool Scheduler::CountChoices(const Occupancy& occupancy, const Sequence& sequenc
   choices_.clear();
   for (const auto& device : devices_) {
     const Occupancy::OfDevice& place = occupancy.devices[device->index];
-    if (sequence.is_pin() && sequence.device != device.get()) continue;
+    if (sequence.is_bound() && sequence.device != device.get()) continue;
     if (place.claimed || !HasRoom(occupancy, *device, sequence) ||
         PagesNeeded(shape_, sequence.max_tokens_total()) > device->shape.num_pages) {
       continue;
@@ -251,7 +251,7 @@ bool Scheduler::OpenTable(Sequence& sequence) {
   }
   const bool is_first = sequence.stats.preemptions == 0;
   if (is_first) sequence.stats.cached_tokens = sequence.table.cached_tokens;
-  if (is_first && !sequence.request.is_probe) {
+  if (is_first && !sequence.is_probe()) {
     counters_.prompt_tokens += sequence.stats.prompt_tokens;
     counters_.prompt_tokens_cached += sequence.stats.cached_tokens;
   }

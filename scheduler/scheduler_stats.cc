@@ -53,7 +53,7 @@ void Scheduler::PublishStats() {
              .num_pages = pool.num_pages(),
              .num_pins = pool.num_pins()};
     for (const auto& sequence : device->running) {
-      if (!sequence->request.is_probe) ++stats.num_running;
+      if (!sequence->is_probe()) ++stats.num_running;
       if (sequence->paused.has_value()) {
         ++stats.num_paused;
         continue;

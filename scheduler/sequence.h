@@ -40,8 +40,9 @@ struct SequenceRequest {
   // Present: only the cache is filled with the prompt, whose whole meta-contexts are then kept
   // until this time or Scheduler::Unpin, whichever comes first; SequenceStats::pin names them.
   std::optional<TimePoint> pin_until;
-  // The server's own, to see whether the engine answers: in no statistics but those of pages.
-  bool is_probe = false;
+  // Present: the server's own, to see whether the engine of this device answers, one of
+  // SchedulerStats::devices. In no statistics but those of pages.
+  std::optional<int> probed_device;
 };
 
 // Why a sequence ended.

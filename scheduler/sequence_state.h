@@ -36,6 +36,9 @@ struct Scheduler::Sequence {
   bool exhausted = false;          // likewise: the output ended with the last of them
 
   bool is_pin() const { return request.pin_until.has_value(); }
+  bool is_probe() const { return request.probed_device.has_value(); }
+  // Runs on `device` and nowhere else.
+  bool is_bound() const { return is_pin() || is_probe(); }
   int num_tokens() const { return static_cast<int>(tokens.size()); }
   int num_generated() const { return num_tokens() - stats.prompt_tokens; }
   int max_tokens_total() const { return stats.prompt_tokens + request.max_tokens; }

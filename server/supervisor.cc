@@ -116,10 +116,11 @@ void Supervisor::ProbeIfIdle(ServedModel& model, TimePoint now) {
       options_.probe_interval.count() > 0 && now - last_sign_ >= options_.probe_interval;
   if (proven_ && !is_due) return;
   const SchedulerStats stats = model.scheduler().stats();
-  // Whoever waits will do, and a probe needs a page.
-  if (stats.num_running + stats.num_waiting > 0 || stats.pages_free + stats.pages_cached == 0) {
-    return;
-  }
+  // Whoever waits will do, and a probe needs a page of each device.
+  const bool is_full = std::any_of(
+      stats.devices.begin(), stats.devices.end(),
+      [](const DeviceStats& device) { return device.pages_free + device.pages_cached == 0; });
+  if (stats.num_running + stats.num_waiting > 0 || is_full) return;
   auto probe = Probe::Submit(model.scheduler(), *clock_, [this] {
     {
       std::lock_guard lock(mutex_);

@@ -4,8 +4,8 @@
 //   an older one                                   ──▶ not, until it ends
 //   one older than step_timeout                    ──▶ stuck, for good: somebody has to end this
 //
-// A server that nobody asks for anything proves itself with a probe now and then, and before it
-// first counts as healthy.
+// A server that nobody asks for anything proves itself with a probe of every device now and then,
+// and before it first counts as healthy.
 #pragma once
 
 #include <condition_variable>

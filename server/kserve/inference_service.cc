@@ -88,9 +88,8 @@ inference::ModelStatistics StatisticsOf(const std::string& model_name,
 
 }  // namespace
 
-InferenceService::InferenceService(Inference::Environment environment, std::function<bool()> ready,
-                                   std::function<SchedulerStats()> stats)
-    : environment_(environment), ready_(std::move(ready)), stats_(std::move(stats)) {}
+InferenceService::InferenceService(Inference::Environment environment, Hooks hooks)
+    : environment_(environment), hooks_(std::move(hooks)) {}
 
 std::string InferenceService::ModelName() const {
   return environment_.calls.models->current()->facts().name;
@@ -100,7 +99,7 @@ grpc::ServerUnaryReactor* InferenceService::ServerLive(grpc::CallbackServerConte
                                                        const inference::ServerLiveRequest*,
                                                        inference::ServerLiveResponse* response) {
   TakeRequestId(context);
-  response->set_live(true);
+  response->set_live(hooks_.alive());
   return FinishUnary(context, absl::OkStatus());
 }
 
@@ -108,7 +107,7 @@ grpc::ServerUnaryReactor* InferenceService::ServerReady(grpc::CallbackServerCont
                                                         const inference::ServerReadyRequest*,
                                                         inference::ServerReadyResponse* response) {
   TakeRequestId(context);
-  response->set_ready(ready_());
+  response->set_ready(hooks_.ready());
   return FinishUnary(context, absl::OkStatus());
 }
 
@@ -134,7 +133,7 @@ grpc::ServerUnaryReactor* InferenceService::ModelReady(grpc::CallbackServerConte
           -> absl::StatusOr<inference::ModelReadyResponse> {
         inference::ModelReadyResponse response;
         response.set_ready(CheckModel(request.name(), request.version(), ModelName()).ok() &&
-                           ready_());
+                           hooks_.ready());
         return response;
       });
 }
@@ -186,7 +185,7 @@ grpc::ServerUnaryReactor* InferenceService::ModelStatistics(grpc::CallbackServer
             CheckModel(request.name().empty() ? name : request.name(), request.version(), name);
         if (!status.ok()) return status;
         inference::ModelStatisticsResponse response;
-        *response.add_model_stats() = StatisticsOf(name, stats_());
+        *response.add_model_stats() = StatisticsOf(name, hooks_.stats());
         return response;
       });
 }
@@ -195,7 +194,7 @@ grpc::ServerUnaryReactor* InferenceService::RepositoryIndex(
     grpc::CallbackServerContext* context, const inference::RepositoryIndexRequest* request,
     inference::RepositoryIndexResponse* response) {
   TakeRequestId(context);
-  const bool is_ready = ready_();
+  const bool is_ready = hooks_.ready();
   if (is_ready || !request->ready()) {
     auto& model = *response->add_models();
     model.set_name(ModelName());

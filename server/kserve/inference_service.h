@@ -30,9 +30,13 @@ using RawInferenceService =
 
 class InferenceService final : public RawInferenceService {
  public:
-  // `ready`: the server takes requests. `stats`: of all that it has served.
-  InferenceService(Inference::Environment environment, std::function<bool()> ready,
-                   std::function<SchedulerStats()> stats);
+  struct Hooks {
+    std::function<bool()> alive;            // the process is worth keeping
+    std::function<bool()> ready;            // the server takes requests
+    std::function<SchedulerStats()> stats;  // of all that it has served
+  };
+
+  InferenceService(Inference::Environment environment, Hooks hooks);
 
   grpc::ServerUnaryReactor* ServerLive(grpc::CallbackServerContext* context,
                                        const inference::ServerLiveRequest* request,
@@ -74,8 +78,7 @@ class InferenceService final : public RawInferenceService {
   std::string ModelName() const;
 
   const Inference::Environment environment_;
-  const std::function<bool()> ready_;
-  const std::function<SchedulerStats()> stats_;
+  const Hooks hooks_;
 };
 
 }  // namespace photon

@@ -142,6 +142,17 @@ TEST(Devices, APromptThatIsCachedGoesToItsDevice) {
   EXPECT_EQ(second->tokens, Continue(*h.engines[0], Prompt(40), 8));
 }
 
+TEST(Devices, AProbeIsAnsweredByTheDeviceThatItIsFor) {
+  DevicesHarness h(3);
+  SequenceRequest probe = Request(Prompt(1), 1);
+  probe.probed_device = 1;
+  h.Finish({h.Start(std::move(probe))});
+  h.Settle();
+  EXPECT_EQ(h.engines[0]->steps, 0);
+  EXPECT_GT(h.engines[1]->steps, 0);
+  EXPECT_EQ(h.engines[2]->steps, 0);
+}
+
 // To prefill it again costs less than to wait behind what runs where it is.
 TEST(Devices, APromptThatManyWantIsPrefilledOnMoreDevices) {
   DevicesHarness h(2);

@@ -10,6 +10,7 @@
 #include <thread>
 #include <vector>
 
+#include "inference/grpc_predict_v2.grpc.pb.h"
 #include "server/run.h"
 #include "server/signals.h"
 #include "tests/scheduler/fake_clock.h"
@@ -182,6 +183,16 @@ class StuckServerTest : public ServerTest {
     server_.reset();
   }
 
+  // As the Open Inference Protocol has it.
+  bool IsLive() {
+    grpc::ClientContext context;
+    inference::ServerLiveResponse response;
+    const grpc::Status status = inference::GRPCInferenceService::NewStub(channel_)->ServerLive(
+        &context, inference::ServerLiveRequest(), &response);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    return response.live();
+  }
+
   FakeClock fake_clock_;
 };
 
@@ -192,6 +203,7 @@ TEST_F(StuckServerTest, AStuckEngineEndsEverythingWithUnavailable) {
   HealthCheckResponse health;
   ASSERT_TRUE(watch->Read(&health));
   EXPECT_EQ(health.status(), HealthCheckResponse::SERVING);
+  EXPECT_TRUE(IsLive());
 
   grpc::ClientContext context, upload_context;
   const auto running = generation_->Generate(&context, Request(50));
@@ -211,6 +223,7 @@ TEST_F(StuckServerTest, AStuckEngineEndsEverythingWithUnavailable) {
   EXPECT_EQ(upload->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
   ASSERT_TRUE(watch->Read(&health));
   EXPECT_EQ(health.status(), HealthCheckResponse::NOT_SERVING);
+  EXPECT_FALSE(IsLive());
   const absl::Status ended = server_->Wait();
   EXPECT_EQ(ended.code(), absl::StatusCode::kInternal);
   EXPECT_THAT(std::string(ended.message()), ::testing::HasSubstr("the engine is stuck"));

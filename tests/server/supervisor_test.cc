@@ -35,6 +35,16 @@ TEST(SupervisorOptions, NamesEveryProblem) {
   EXPECT_THAT(options.Validate(), ElementsAre(HasSubstr("at least max_step_age")));
 }
 
+template <typename Condition>
+bool Eventually(const Condition& condition) {
+  const auto give_up = std::chrono::steady_clock::now() + seconds(20);
+  while (!condition()) {
+    if (std::chrono::steady_clock::now() > give_up) return false;
+    std::this_thread::yield();
+  }
+  return true;
+}
+
 // A model whose engine waits for a gate, and a supervisor that looks when it is told to.
 class SupervisorTest : public ::testing::Test {
  protected:
@@ -65,16 +75,6 @@ class SupervisorTest : public ::testing::Test {
   void CheckUntilIdle() {
     ASSERT_TRUE(Eventually([this] { return !model_->busy_since().has_value(); }));
     supervisor_->Check();
-  }
-
-  template <typename Condition>
-  static bool Eventually(const Condition& condition) {
-    const auto give_up = std::chrono::steady_clock::now() + seconds(20);
-    while (!condition()) {
-      if (std::chrono::steady_clock::now() > give_up) return false;
-      std::this_thread::yield();
-    }
-    return true;
   }
 
   // The first probe passes.
@@ -213,6 +213,64 @@ TEST_F(SupervisorTest, AModelThatWorksIsNotProbed) {
   clock_.Advance(seconds(29));
   supervisor_->Check();
   EXPECT_EQ(engine_.steps, 2);
+}
+
+// Two devices, the second of which answers only when it is let.
+class SupervisorOfDevicesTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    second_.on_step = [this](std::span<const Row>) { return gate_.Pass(); };
+    auto model = ServedModel::Create(
+        {.facts = TestModel(), .engines = {Borrowed<Engine>(&first_), Borrowed<Engine>(&second_)}},
+        // A probe of both needs no place in the queue.
+        {.clock = &clock_, .metrics = &metrics_, .scheduler = {.max_queue = 1}});
+    ASSERT_TRUE(model.ok()) << model.status();
+    model_ = *std::move(model);
+    model_->Start([](const absl::Status&) {});
+    supervisor_ = std::make_unique<Supervisor>(
+        SupervisorOptions{.max_step_age = seconds(10), .step_timeout = seconds(60)}, &clock_,
+        Supervisor::Hooks{.models = [this] { return std::vector{model_}; },
+                          .set_healthy = [this](bool healthy) { health_.push_back(healthy); },
+                          .on_stuck = [this](const absl::Status& why) { stuck_.push_back(why); }});
+  }
+
+  void TearDown() override {
+    gate_.Open();
+    model_->Retire(TimePoint::min());
+  }
+
+  FakeClock clock_;
+  StepGate gate_;
+  FakeEngine first_{TestShape()}, second_{TestShape()};
+  ServingMetrics metrics_{"test", "1", TestShape()};
+  std::shared_ptr<ServedModel> model_;
+  std::unique_ptr<Supervisor> supervisor_;
+  std::vector<bool> health_;
+  std::vector<absl::Status> stuck_;
+};
+
+TEST_F(SupervisorOfDevicesTest, AModelIsHealthyOnceEveryDeviceHasAnswered) {
+  supervisor_->Check();
+  gate_.AwaitStep(1);
+  supervisor_->Check();
+  EXPECT_THAT(health_, IsEmpty());
+  gate_.Allow(1);
+  EXPECT_TRUE(Eventually([this] {
+    supervisor_->Check();
+    return !health_.empty();
+  }));
+  EXPECT_THAT(health_, ElementsAre(true));
+  EXPECT_EQ(first_.steps, 1);
+  EXPECT_EQ(second_.steps, 1);
+}
+
+TEST_F(SupervisorOfDevicesTest, OneDeviceThatDoesNotAnswerIsStuck) {
+  supervisor_->Check();
+  gate_.AwaitStep(1);
+  clock_.Advance(seconds(60));
+  supervisor_->Check();
+  EXPECT_EQ(stuck_.size(), 1u);
+  EXPECT_THAT(health_, IsEmpty());
 }
 
 }  // namespace
