@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <future>
 #include <numeric>
 #include <thread>
 #include <utility>
@@ -69,17 +70,34 @@ absl::StatusOr<Engines> OpenCudaEngines(const Checkpoint& checkpoint, const Engi
     devices.resize(count);
     std::iota(devices.begin(), devices.end(), 0);
   }
-  auto cuda = Common<CudaEngineOptions>(options);
-  Engines engines;
+  // Each takes seconds.
+  std::vector<std::future<absl::StatusOr<std::unique_ptr<Engine>>>> created;
   for (const int device : devices) {
+    auto cuda = Common<CudaEngineOptions>(options);
     cuda.device = device;
-    auto engine = plugin.CreateEngine(checkpoint, cuda);
-    if (!engine.ok()) {
-      return absl::Status(engine.status().code(),
-                          absl::StrCat("device cuda:", device, ": ", engine.status().message()));
-    }
-    engines.push_back(*std::move(engine));
+    cuda.on_recorded = [device, quarter = 1](int recorded, int total, int64_t bytes) mutable {
+      if (recorded * 4 < quarter * total) return;
+      quarter = recorded * 4 / total + 1;
+      spdlog::info("cuda:{}: recorded {} of {} graphs, {} MiB", device, recorded, total,
+                   bytes >> 20);
+    };
+    created.push_back(std::async(std::launch::async, [&checkpoint, &plugin, cuda] {
+      return plugin.CreateEngine(checkpoint, cuda);
+    }));
   }
+  Engines engines;
+  absl::Status status;
+  for (size_t i = 0; i < created.size(); ++i) {
+    auto engine = created[i].get();
+    if (engine.ok()) {
+      engines.push_back(*std::move(engine));
+    } else {
+      status.Update(
+          absl::Status(engine.status().code(),
+                       absl::StrCat("device cuda:", devices[i], ": ", engine.status().message())));
+    }
+  }
+  if (!status.ok()) return status;
   return engines;
 }
 

@@ -8,9 +8,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "engine/cuda/decode_graphs.h"
 #include "engine/cuda/hierarchical_encoder.h"
-#include "engine/cuda/kernels/rows.h"
+#include "engine/cuda/mode_decoder.h"
 #include "engine/cuda/recursive_decoder.h"
 #include "engine/validate_step.h"
 
@@ -36,25 +35,6 @@ std::vector<int> RowBuckets(int max_rows) {
   return buckets;
 }
 
-// Written on the host and sent to the device.
-template <typename Value>
-struct Mirrored {
-  HostBuffer<Value> host;
-  DeviceBuffer<Value> device;
-
-  Mirrored(int64_t count, std::string_view what, DeviceAllocator& allocator)
-      : host(allocator.AllocateHost<Value>(count, what)),
-        device(allocator.Allocate<Value>(count, what)) {}
-
-  void Upload(Work& work, int64_t count) const {
-    if (count == 0) return;
-    work.Run("upload", [&](cudaStream_t stream) {
-      return cudaMemcpyAsync(device.data(), host.data(), count * sizeof(Value),
-                             cudaMemcpyHostToDevice, stream);
-    });
-  }
-};
-
 // What a step's prefill tells the device.
 struct PrefillInputs {
   PrefillInputs(const EngineShape& shape, int64_t max_page_ids, DeviceAllocator& allocator)
@@ -67,38 +47,6 @@ struct PrefillInputs {
   Mirrored<MetaContext> metas;
   Mirrored<int32_t> latent_pages;  // whose top state a meta-context replaces; < 0: none
   Mirrored<int32_t> page_ids;
-};
-
-// What a batch's decode tells the device, and what it hears back.
-struct DecodeInputs {
-  DecodeInputs(const EngineShape& shape, int64_t max_page_ids, DeviceAllocator& allocator)
-      : tokens(int64_t{shape.max_rows} * shape.meta_tokens, "decode tokens", allocator),
-        metas(shape.max_rows, "decode meta-contexts", allocator),
-        condition_pages(shape.max_rows, "decode conditions", allocator),
-        sampling(shape.max_rows, "decode sampling", allocator),
-        page_ids(max_page_ids + 1, "decode page ids", allocator),
-        latent_pages(allocator.AllocateHost<int32_t>(shape.max_rows, "decode pages")),
-        sampled(allocator.AllocateHost<TokenAndLogprob>(tokens.host.size(), "sampled tokens")),
-        top(allocator.AllocateHost<TokenAndLogprob>(tokens.host.size() * kMaxTopLogprobs,
-                                                    "sampled alternatives")) {}
-
-  Mirrored<int32_t> tokens;
-  Mirrored<MetaContext> metas;
-  Mirrored<int32_t> condition_pages;
-  Mirrored<RowSampling> sampling;
-  Mirrored<int32_t> page_ids;
-  HostBuffer<int32_t> latent_pages;  // a step's rows, batch after batch; read by the device
-  HostBuffer<TokenAndLogprob> sampled, top;
-};
-
-// A row that decodes, and how far the sink has seen it.
-struct DecodeRow {
-  const Row* row;
-  int index;            // in the step's rows
-  int64_t first_token;  // position of the meta-context's first token
-  std::span<const TokenId> forced;
-  int num_reported;
-  bool ended = false;
 };
 
 template <typename T>
@@ -129,42 +77,35 @@ class CudaEngine final : public Engine {
     states_ = allocator.Allocate<float>(int64_t{max_metas_} * pages_.latent_width(), "top states");
     const int64_t pages_per_row = (int64_t{config.max_context} + meta) / shape_.page_tokens + 1;
     prefill_.emplace(shape_, pages_per_row * shape_.max_rows, allocator);
-    decode_.emplace(shape_, pages_per_row * shape_.max_rows, allocator);
-    for (int i = 0; i < meta; ++i) {
-      cudaEvent_t event = nullptr;
-      allocator.Update(
-          ToStatus(cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync),
-                   "cudaEventCreate"));
-      events_.emplace_back(event);
-    }
     encoder_.emplace(model_, pages_, max_metas_, allocator);
     decoder_.emplace(model_, pages_, shape_.max_rows, allocator);
+    const Backend<T> backend{shape_,    model_,    pages_,   *encoder_,
+                             *decoder_, *product_, scratch_, x_.data()};
+    for (const GenerationMode mode : shape_.modes) {
+      if (IsExact(mode) && mode != GenerationMode::kExact) continue;
+      decoders_.try_emplace(mode, mode, backend, pages_per_row * shape_.max_rows, allocator);
+    }
     TakePool(options.kv_memory, allocator);
   }
 
   const EngineShape& shape() const override { return shape_; }
 
   // Records decoding for every mode and number of rows.
-  absl::Status RecordGraphs() {
+  absl::Status RecordGraphs(const CudaEngineOptions::OnRecorded& on_recorded) {
+    const int total = static_cast<int>(decoders_.size() * buckets_.size());
+    size_t free_before = 0, free = 0, total_bytes = 0;
+    absl::Status status = ToStatus(cudaMemGetInfo(&free_before, &total_bytes), "cudaMemGetInfo");
+    int recorded = 0;
     for (const int bucket : buckets_) {
-      for (const GenerationMode mode : shape_.modes) {
-        if (IsExact(mode) && mode != GenerationMode::kExact) continue;
-        // Once for real, on the spare page: kernels are loaded and algorithms chosen outside the
-        // recording.
-        Work work(stream_.get());
-        UploadBatch(work, {}, bucket);
-        const DecodeBatch batch = DeviceBatch(bucket);
-        Enqueue(work, mode, batch, [] {});
-        Synchronise(work);
-        if (!work.ok()) return work.status();
-        absl::StatusOr<DecodeGraphs> graphs = DecodeGraphs::Record(
-            stream_.get(),
-            [&](Work& recorded, OnPoint on_point) { Enqueue(recorded, mode, batch, on_point); });
-        if (!graphs.ok()) return graphs.status();
-        graphs_.emplace(std::pair(mode, bucket), *std::move(graphs));
+      for (auto& [mode, decoder] : decoders_) {
+        if (status.ok()) status = decoder.Record(stream_.get(), bucket);
+        if (!status.ok()) return status;
+        ++recorded;
       }
+      status = ToStatus(cudaMemGetInfo(&free, &total_bytes), "cudaMemGetInfo");
+      if (on_recorded) on_recorded(recorded, total, static_cast<int64_t>(free_before - free));
     }
-    return absl::OkStatus();
+    return status;
   }
 
   absl::Status Step(std::span<const PageCopy> copies, std::span<const Row> rows,
@@ -213,15 +154,6 @@ class CudaEngine final : public Engine {
     return static_cast<int>(row.input.size()) / shape_.meta_tokens * shape_.meta_tokens;
   }
 
-  // Appends the ids of the pages that cover `tokens` tokens of a row, and returns where they start.
-  int32_t AppendPages(const Row& row, int64_t tokens, const HostBuffer<int32_t>& ids,
-                      int64_t& count) const {
-    const auto start = static_cast<int32_t>(count);
-    const int64_t pages = (tokens + shape_.page_tokens - 1) / shape_.page_tokens;
-    for (int64_t i = 0; i < pages; ++i) ids[count++] = static_cast<int32_t>(row.pages[i]);
-    return start;
-  }
-
   void Synchronise(Work& work) {
     // Also after an error: the device must be done with the step's buffers.
     work.Update(ToStatus(cudaStreamSynchronize(stream_.get()), "step"));
@@ -235,7 +167,7 @@ class CudaEngine final : public Engine {
       const int whole = WholeTokens(row);
       if (whole == 0) continue;
       const int32_t pages =
-          AppendPages(row, row.cached_tokens + whole, inputs.page_ids.host, num_page_ids);
+          AppendPages(shape_, row, row.cached_tokens + whole, inputs.page_ids.host, num_page_ids);
       for (int t = 0; t < whole; t += meta, ++num_metas) {
         std::copy_n(row.input.data() + t, meta, inputs.tokens.host.data() + num_metas * meta);
         const int64_t first_token = int64_t{row.cached_tokens} + t;
@@ -258,15 +190,8 @@ class CudaEngine final : public Engine {
       encoder_->Encode(With(work), inputs.tokens.device.data() + begin * meta,
                        inputs.metas.device.data() + begin, count, inputs.page_ids.device.data(),
                        x_.data(), states_.data());
-      StoreStates(work, inputs.latent_pages.device.data() + begin, count);
+      pages_.StoreLatents(work, states_.data(), inputs.latent_pages.device.data() + begin, count);
     }
-  }
-
-  void StoreStates(Work& work, const int32_t* pages, int count) {
-    work.Run("store_latents", [&](cudaStream_t stream) {
-      return LaunchStoreLatents(states_.data(), pages, pages_.latents(), pages_.latent_stride(),
-                                pages_.latent_width(), count, stream);
-    });
   }
 
   void Decode(Work& work, std::span<const Row> rows, TokenSink& sink) {
@@ -284,182 +209,12 @@ class CudaEngine final : public Engine {
            .forced = forced,
            .num_reported = static_cast<int>(forced.size())});
     }
-    int first = 0;
     for (auto& [mode, batch] : batches) {
-      DecodeBatchOf(work, mode, batch, first, sink);
-      first += static_cast<int>(batch.size());
+      const auto size = static_cast<int>(batch.size());
+      const int bucket = *std::lower_bound(buckets_.begin(), buckets_.end(), size);
+      decoders_.at(mode).Launch(work, batch, bucket);
     }
-  }
-
-  // `first`: rows of the step that other batches have decoded.
-  void DecodeBatchOf(Work& work, GenerationMode mode, std::span<DecodeRow> rows, int first,
-                     TokenSink& sink) {
-    const int bucket =
-        *std::lower_bound(buckets_.begin(), buckets_.end(), static_cast<int>(rows.size()));
-    UploadBatch(work, rows, bucket);
-    int points = 0;
-    const auto record_event = [&] {
-      work.Run("cudaEventRecord",
-               [&](cudaStream_t stream) { return cudaEventRecord(events_[points].get(), stream); });
-      ++points;
-    };
-    const bool wants_logits = std::any_of(
-        rows.begin(), rows.end(), [](const DecodeRow& row) { return !row.row->logits.empty(); });
-    const auto graphs = graphs_.find({mode, bucket});
-    if (wants_logits || graphs == graphs_.end()) {
-      DecodeBatch batch = DeviceBatch(bucket);
-      if (wants_logits) {
-        batch.on_logits = [&](const float* logits, int first_lane, int n, const SlotMap& slots) {
-          CopyLogits(work, rows, logits, first_lane, n, slots);
-        };
-      }
-      Enqueue(work, mode, batch, record_event);
-    } else {
-      graphs->second.Replay(work, record_event);
-    }
-    Follow(work, mode, rows, points, sink);
-    int32_t* latent_pages = decode_->latent_pages.data() + first;
-    for (size_t r = 0; r < rows.size(); ++r) {
-      const DecodeRow& row = rows[r];
-      latent_pages[r] =
-          row.ended ? -1
-                    : static_cast<int32_t>(row.row->pages[row.first_token / shape_.page_tokens]);
-    }
-    StoreStates(work, latent_pages, static_cast<int>(rows.size()));
-  }
-
-  // Describes the rows to the device, and fills the bucket with rows that write to the spare page.
-  void UploadBatch(Work& work, std::span<const DecodeRow> rows, int bucket) {
-    const DecodeInputs& inputs = *decode_;
-    const int meta = shape_.meta_tokens;
-    int64_t num_page_ids = 0;
-    for (int r = 0; r < bucket; ++r) {
-      int32_t* tokens = inputs.tokens.host.data() + int64_t{r} * meta;
-      std::fill_n(tokens, meta, 0);
-      if (r >= static_cast<int>(rows.size())) {
-        inputs.page_ids.host[num_page_ids] = pages_.spare_page();
-        inputs.metas.host[r] = {static_cast<int32_t>(num_page_ids), 0};
-        inputs.condition_pages.host[r] = -1;
-        inputs.sampling.host[r] = {.num_forced = meta};
-        continue;
-      }
-      const DecodeRow& row = rows[r];
-      std::copy(row.forced.begin(), row.forced.end(), tokens);
-      const int32_t pages =
-          AppendPages(*row.row, row.first_token + meta, inputs.page_ids.host, num_page_ids);
-      inputs.metas.host[r] = {pages, static_cast<int32_t>(row.first_token / meta)};
-      inputs.condition_pages.host[r] =
-          row.first_token == 0
-              ? -1
-              : static_cast<int32_t>(row.row->pages[(row.first_token - 1) / shape_.page_tokens]);
-      const Sampling& sampling = row.row->sampling;
-      inputs.sampling.host[r] = {.temperature = sampling.temperature,
-                                 .top_p = sampling.top_p,
-                                 .min_p = sampling.min_p,
-                                 .top_k = sampling.top_k,
-                                 .seed = sampling.seed,
-                                 .query = sampling.query,
-                                 .sample = sampling.sample,
-                                 .first_token = row.first_token,
-                                 .top_logprobs = sampling.top_logprobs,
-                                 .num_forced = static_cast<int32_t>(row.forced.size())};
-    }
-    inputs.tokens.Upload(work, int64_t{bucket} * meta);
-    inputs.metas.Upload(work, bucket);
-    inputs.condition_pages.Upload(work, bucket);
-    inputs.sampling.Upload(work, bucket);
-    inputs.page_ids.Upload(work, num_page_ids + 1);
-  }
-
-  DecodeBatch DeviceBatch(int bucket) const {
-    const DecodeInputs& inputs = *decode_;
-    return {.num_rows = bucket,
-            .tokens = inputs.tokens.device.data(),
-            .metas = inputs.metas.device.data(),
-            .condition_pages = inputs.condition_pages.device.data(),
-            .page_ids = inputs.page_ids.device.data(),
-            .sampling = inputs.sampling.device.data(),
-            .output = {.meta_tokens = shape_.meta_tokens,
-                       .top_stride = kMaxTopLogprobs,
-                       .tokens = inputs.tokens.device.data(),
-                       .sampled = inputs.sampled.data(),
-                       .top = inputs.top.data()}};
-  }
-
-  // Puts one meta-context of a batch on the stream; its top states end in states_.
-  void Enqueue(Work& work, GenerationMode mode, const DecodeBatch& batch, OnPoint on_point) {
-    const Compute<T> compute = With(work);
-    const auto on_sampled = [&](int) { on_point(); };
-    switch (mode) {
-      case GenerationMode::kExact:
-        decoder_->DecodeExact(compute, batch, x_.data(), states_.data(), on_sampled);
-        break;
-      case GenerationMode::kHierGen:
-        decoder_->DecodeParallel(compute, batch, x_.data(), on_sampled);
-        encoder_->Encode(compute, batch.tokens, batch.metas, batch.num_rows, batch.page_ids,
-                         x_.data(), states_.data());
-        break;
-      case GenerationMode::kRecGen:
-        decoder_->DecodeParallel(compute, batch, x_.data(), on_sampled);
-        decoder_->FoldPredictions(compute, batch, x_.data(), states_.data());
-        break;
-    }
-  }
-
-  // Reports tokens as the device gets to the points where they are sampled.
-  void Follow(Work& work, GenerationMode mode, std::span<DecodeRow> rows, int points,
-              TokenSink& sink) {
-    std::vector<SampledToken> tokens;
-    std::vector<TokenLogprob> top;
-    for (int point = 0; point < points && work.ok(); ++point) {
-      work.Update(ToStatus(cudaEventSynchronize(events_[point].get()), "decode"));
-      if (!work.ok()) return;
-      // kExact samples slot after slot; in parallel all groups end with the last point.
-      const bool is_last = point + 1 == points;
-      const int end = mode != GenerationMode::kExact && is_last ? shape_.meta_tokens : point + 1;
-      for (size_t r = 0; r < rows.size(); ++r) {
-        if (!rows[r].ended) Report(rows[r], static_cast<int>(r), end, tokens, top, sink);
-      }
-    }
-  }
-
-  // Reports a row's tokens of slots before `end` that the sink has not seen.
-  void Report(DecodeRow& row, int batch_row, int end, std::vector<SampledToken>& tokens,
-              std::vector<TokenLogprob>& top, TokenSink& sink) {
-    if (end <= row.num_reported) return;
-    const size_t alternatives =
-        std::min(row.row->sampling.top_logprobs, model_.config().vocab_size);
-    const int count = end - row.num_reported;
-    tokens.clear();
-    top.resize(count * alternatives);  // before any span points into it
-    for (int i = 0; i < count; ++i) {
-      const int64_t place = int64_t{batch_row} * shape_.meta_tokens + row.num_reported + i;
-      const TokenAndLogprob& sampled = decode_->sampled[place];
-      const std::span<TokenLogprob> mine(top.data() + i * alternatives, alternatives);
-      for (size_t n = 0; n < alternatives; ++n) {
-        const TokenAndLogprob& other = decode_->top[place * kMaxTopLogprobs + n];
-        mine[n] = {other.token, other.logprob};
-      }
-      tokens.push_back({sampled.token, sampled.logprob, mine});
-    }
-    row.num_reported = end;
-    row.ended = !sink.OnTokens(row.index, tokens);
-  }
-
-  // Logits of lanes [first_lane, first_lane + n) to the rows that want them.
-  void CopyLogits(Work& work, std::span<DecodeRow> rows, const float* logits, int first_lane, int n,
-                  const SlotMap& slots) {
-    const int64_t vocab = shape_.vocab_size;
-    for (int lane = first_lane; lane < first_lane + n; ++lane) {
-      const int r = lane / slots.per_row;
-      if (r >= static_cast<int>(rows.size()) || rows[r].row->logits.empty()) continue;
-      const int64_t slot = lane % slots.per_row * slots.stride + slots.first;
-      work.Run("copy of logits", [&](cudaStream_t stream) {
-        return cudaMemcpyAsync(rows[r].row->logits.data() + slot * vocab,
-                               logits + (lane - first_lane) * model_.logits_stride(),
-                               vocab * sizeof(float), cudaMemcpyDeviceToHost, stream);
-      });
-    }
+    for (auto& [mode, batch] : batches) decoders_.at(mode).Follow(work, batch, sink);
   }
 
   EngineShape shape_;
@@ -473,11 +228,9 @@ class CudaEngine final : public Engine {
   Scratch<T> scratch_;
   DeviceBuffer<float> x_, states_;
   std::optional<PrefillInputs> prefill_;
-  std::optional<DecodeInputs> decode_;
-  std::vector<UniqueEvent> events_;  // one for each point of a step
   std::optional<HierarchicalEncoder<T>> encoder_;
   std::optional<RecursiveDecoder<T>> decoder_;
-  std::map<std::pair<GenerationMode, int>, DecodeGraphs> graphs_;
+  std::map<GenerationMode, ModeDecoder<T>> decoders_;
   std::optional<StepValidator> validator_;
   absl::Status failure_;
 };
@@ -532,7 +285,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Create(const Checkpoint& checkpoint,
   if (!allocator.status().ok()) return allocator.status();
   // Uploads and zeroes are on another stream than the engine's.
   absl::Status status = ToStatus(cudaDeviceSynchronize(), "upload of weights");
-  if (status.ok() && options.use_graphs) status = engine->RecordGraphs();
+  if (status.ok() && options.use_graphs) status = engine->RecordGraphs(options.on_recorded);
   if (!status.ok()) return status;
   return engine;
 }

@@ -11,6 +11,8 @@
 // end early are computed to the end of their meta-context, unreported.
 #pragma once
 
+#include <cstdint>
+#include <functional>
 #include <memory>
 
 #include "absl/status/statusor.h"
@@ -33,6 +35,9 @@ struct CudaEngineOptions {
   int max_rows = 256;             // rows of one step
   int max_prefill_tokens = 8192;  // of one step, at least one meta-context
   bool use_graphs = true;         // false: launch every kernel for itself
+  // Called as graphs are recorded: how many are, of how many, and the device memory they take.
+  using OnRecorded = std::function<void(int recorded, int total, int64_t bytes)>;
+  OnRecorded on_recorded;
 };
 
 // GPUs that this process sees; at least one.

@@ -8,6 +8,7 @@
 #include "engine/cuda/cuda_handles.h"
 #include "engine/cuda/cuda_model.h"
 #include "engine/cuda/device_memory.h"
+#include "engine/cuda/kernels/rows.h"
 #include "engine/model/config.h"
 #include "engine/types.h"
 
@@ -60,6 +61,15 @@ class LatentPages {
     return reinterpret_cast<float*>(memory_.data() + layout_.latent_offset);
   }
   int64_t latent_stride() const { return layout_.page_bytes / static_cast<int64_t>(sizeof(float)); }
+
+  // Puts top states [count, latent_width()] into the pages of `page_ids`, which the device reads;
+  // those below zero are left out.
+  void StoreLatents(Work& work, const float* states, const int32_t* page_ids, int count) const {
+    work.Run("store_latents", [&](cudaStream_t stream) {
+      return LaunchStoreLatents(states, page_ids, latents(), latent_stride(), latent_width_, count,
+                                stream);
+    });
+  }
 
   void Copy(Work& work, PageId from, PageId to) const {
     if (from == to) return;

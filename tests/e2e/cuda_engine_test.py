@@ -56,6 +56,8 @@ class CudaEngineTest(unittest.TestCase):
                 self.assertEqual(len(actual), 24)
                 self.assertEqual(actual, tokens(cpu, message))
         self.assertEqual(server.log.count("CUDA on the CPU"), 2, server.log)
+        for device in ("cuda:0", "cuda:1"):
+            self.assertRegex(server.log, f"{device}: recorded 3 of 3 graphs, [0-9]+ MiB")
         self.assertEqual(programs.stats(server).pages.in_use, 0)
 
 

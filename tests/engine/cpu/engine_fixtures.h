@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <ostream>
 #include <span>
 #include <string>
 #include <vector>
@@ -17,6 +18,9 @@ namespace photon {
 struct NamedConfig {
   std::string name;
   ModelConfig config;
+
+  // As GoogleTest calls it.
+  friend void PrintTo(const NamedConfig& named, std::ostream* out) { *out << named.name; }
 };
 
 // One, two and three levels; between them every option of a config takes every value.

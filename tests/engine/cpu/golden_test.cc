@@ -8,6 +8,7 @@
 #include "engine/model/safetensors.h"
 #include "gtest/gtest.h"
 #include "tests/engine/cpu/engine_fixtures.h"
+#include "tests/engine/golden_files.h"
 
 namespace photon {
 namespace {
@@ -90,17 +91,6 @@ TEST_P(Golden, GreedyTextsAndTheirLogitsMatchInEveryMode) {
     }
   }
   EXPECT_GE(texts, 2);
-}
-
-std::vector<std::string> GoldenNames() {
-  std::vector<std::string> names;
-  for (const auto& entry : fs::directory_iterator(PHOTON_GOLDEN_DIR)) {
-    if (fs::exists(entry.path() / "golden.safetensors")) {
-      names.push_back(entry.path().filename().string());
-    }
-  }
-  std::sort(names.begin(), names.end());
-  return names;
 }
 
 INSTANTIATE_TEST_SUITE_P(Configs, Golden, testing::ValuesIn(GoldenNames()),

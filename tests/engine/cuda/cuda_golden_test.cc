@@ -8,6 +8,7 @@
 #include "engine/model/safetensors.h"
 #include "tests/engine/cpu/engine_fixtures.h"
 #include "tests/engine/cuda/gpu_fixture.h"
+#include "tests/engine/golden_files.h"
 
 namespace photon {
 namespace {
@@ -34,10 +35,9 @@ std::vector<double> Rows(const TensorMap& tensors, const std::string& name, size
   return {data, data + rows * tensor.shape[1]};
 }
 
-class CudaGolden : public cuda::OnGpu {};
+class CudaGolden : public cuda::OnGpu, public testing::WithParamInterface<std::string> {};
 
 void ExpectMatches(const fs::path& directory) {
-  SCOPED_TRACE(directory.filename().string());
   const auto checkpoint = Checkpoint::Load(directory);
   ASSERT_TRUE(checkpoint.ok()) << checkpoint.status().ToString();
   const auto file = SafetensorsFile::Open(directory / "golden.safetensors");
@@ -88,15 +88,12 @@ void ExpectMatches(const fs::path& directory) {
   EXPECT_GE(texts, 2);
 }
 
-TEST_F(CudaGolden, LogitsAndGreedyTextsMatchInEveryMode) {
-  int checkpoints = 0;
-  for (const auto& entry : fs::directory_iterator(PHOTON_GOLDEN_DIR)) {
-    if (!fs::exists(entry.path() / "golden.safetensors")) continue;
-    ++checkpoints;
-    ExpectMatches(entry.path());
-  }
-  EXPECT_GE(checkpoints, 8);
+TEST_P(CudaGolden, LogitsAndGreedyTextsMatchInEveryMode) {
+  ExpectMatches(fs::path(PHOTON_GOLDEN_DIR) / GetParam());
 }
+
+INSTANTIATE_TEST_SUITE_P(Configs, CudaGolden, testing::ValuesIn(GoldenNames()),
+                         [](const auto& info) { return info.param; });
 
 }  // namespace
 }  // namespace photon

@@ -50,7 +50,7 @@ TEST(CudaPlugin, AMissingModuleIsNamed) {
 }
 
 TEST(CudaPlugin, AModuleOfAnotherVersionIsRefused) {
-  ExpectUnusable(OTHER_VERSION_PLUGIN, "has version 1, the program 2");
+  ExpectUnusable(OTHER_VERSION_PLUGIN, "has version 2, the program 3");
 }
 
 TEST(CudaPlugin, AModuleWithoutEntriesIsRefused) {
