@@ -46,15 +46,13 @@ absl::StatusOr<Engines> OpenCpuEngines(const Checkpoint& checkpoint, const Engin
   auto cpu = Common<CpuEngineOptions>(options);
   const int processors = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   cpu.threads = options.threads == 0 ? std::max(1, processors / replicas) : options.threads;
+  cpu.allotted = options.allotted;
   const MemoryBudget budget = cpu.kv_memory;
   Engines engines;
   for (int i = 0; i < replicas; ++i) {
     if (budget.is_share()) cpu.kv_memory = budget.Part(i, replicas);
     auto engine = CreateCpuEngine(checkpoint, cpu);
     if (!engine.ok()) return engine.status();
-    // The pools are not taken from the system yet, and are as good as taken.
-    const EngineShape& shape = (*engine)->shape();
-    cpu.promised_bytes += shape.num_pages * shape.page_bytes;
     engines.push_back(*std::move(engine));
   }
   return engines;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "engine/cpu/host_memory.h"
 #include "engine/engine.h"
 #include "engine/memory_budget.h"
 #include "engine/model/checkpoint.h"
@@ -44,7 +45,10 @@ struct EngineOptions {
   std::optional<int> page_tokens;
   std::optional<int> max_rows;            // of a device
   std::optional<int> max_prefill_tokens;  // likewise
-  std::string cuda_plugin;                // the CUDA engine's module; empty: see CudaPlugin::Open
+  // Engines that are opened with it leave each other's pools the memory that these still may take:
+  // a model that replaces another one finds that one's as good as full.
+  std::shared_ptr<AllottedMemory> allotted = std::make_shared<AllottedMemory>();
+  std::string cuda_plugin;  // the CUDA engine's module; empty: see CudaPlugin::Open
 };
 
 // An engine for each device, in the order in which they are named. `checkpoint` must outlive them.

@@ -42,14 +42,17 @@ template <typename T>
 class CpuEngine final : public Engine {
  public:
   CpuEngine(std::unique_ptr<PackedModel<T>> packed, const EngineShape& shape,
-            const PageLayout& layout, const BatchLimits& limits)
+            const PageLayout& layout, const BatchLimits& limits,
+            std::shared_ptr<AllottedMemory> allotted)
       : shape_(shape),
         validator_(shape),
         packed_(std::move(packed)),
         pages_(layout, shape.num_pages, packed_->model.config().levels.back().encoder.hidden_size),
+        allotted_(std::move(allotted)),
         encoder_(packed_->model, pages_, limits),
         decoder_(packed_->model, pages_, limits, packed_->context),
         decode_rows_(shape.max_rows, DecodeRow(shape.meta_tokens)) {
+    if (allotted_ != nullptr) pool_entry_ = allotted_->Add(pages_.data(), pages_.size_bytes());
     jobs_.reserve(shape.max_rows);
     reencoded_.reserve(int64_t{shape.max_rows} * shape.meta_tokens);
   }
@@ -133,6 +136,8 @@ class CpuEngine final : public Engine {
   StepValidator validator_;
   std::unique_ptr<PackedModel<T>> packed_;
   LatentPages<T> pages_;
+  const std::shared_ptr<AllottedMemory> allotted_;
+  std::unique_ptr<AllottedMemory::Entry> pool_entry_;  // of pages_
   HierarchicalEncoder<T> encoder_;
   RecursiveDecoder<T> decoder_;
   // Of the step that runs; kept, so that a step allocates nothing.
@@ -153,7 +158,8 @@ absl::StatusOr<std::unique_ptr<Engine>> PackAndAllocate(const Checkpoint& checkp
   const auto free_bytes = [&]() -> absl::StatusOr<int64_t> {
     const absl::StatusOr<int64_t> free = FreeHostMemory();
     if (!free.ok()) return free.status();
-    return std::max<int64_t>(0, *free - options.promised_bytes);
+    const int64_t untaken = options.allotted == nullptr ? 0 : options.allotted->UntakenBytes();
+    return std::max<int64_t>(0, *free - untaken);
   };
   const int64_t weight_bytes = NumParameters(checkpoint.config()) * static_cast<int64_t>(sizeof(T));
   if (const auto free = free_bytes(); free.ok() && weight_bytes > *free) {
@@ -179,7 +185,8 @@ absl::StatusOr<std::unique_ptr<Engine>> PackAndAllocate(const Checkpoint& checkp
     return exhausted(absl::StrCat(*free, " bytes are free once the weights are loaded"));
   }
   try {
-    return std::make_unique<CpuEngine<T>>(std::move(packed), shape, layout, limits);
+    return std::make_unique<CpuEngine<T>>(std::move(packed), shape, layout, limits,
+                                          options.allotted);
   } catch (const std::bad_alloc&) {
     return exhausted("the system does not allot that much");
   }

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "absl/status/statusor.h"
+#include "engine/cpu/host_memory.h"
 #include "engine/cpu/kernels.h"
 #include "engine/engine.h"
 #include "engine/memory_budget.h"
@@ -22,9 +23,12 @@ struct CpuEngineOptions {
   int threads = 0;  // 0: one per processor
   // The latent pool: one allocation, made at the start. The system hands out its memory as pages
   // are first written, so a pool costs what has been used of it at most; but there must be so much.
-  // A share is one of FreeHostMemory() less promised_bytes, once the weights are packed.
+  // A share is one of FreeHostMemory() less what `allotted` has to come, once the weights are
+  // packed.
   MemoryBudget kv_memory = MemoryBudget::Bytes(int64_t{1} << 30);
-  int64_t promised_bytes = 0;     // memory that others will take, and have not taken yet
+  // Engines that share it leave each other the memory that their pools may still take. Null: there
+  // are no others.
+  std::shared_ptr<AllottedMemory> allotted;
   int page_tokens = 256;          // rounded up to whole meta-contexts
   int max_rows = 64;              // rows of one step
   int max_prefill_tokens = 2048;  // of one step, at least one meta-context

@@ -1,8 +1,12 @@
 #include "engine/cpu/host_memory.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <fstream>
 #include <optional>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 
@@ -80,6 +84,43 @@ absl::StatusOr<int64_t> FreeHostMemory(const std::string& root) {
     }
   }
   return free;
+}
+
+AllottedMemory::Entry::~Entry() {
+  std::lock_guard lock(owner_->mutex_);
+  owner_->sizes_.erase(begin_);
+}
+
+std::unique_ptr<AllottedMemory::Entry> AllottedMemory::Add(const void* begin, int64_t bytes) {
+  const auto address = reinterpret_cast<uintptr_t>(begin);
+  std::lock_guard lock(mutex_);
+  sizes_[address] = bytes;
+  return std::unique_ptr<Entry>(new Entry(this, address));
+}
+
+int64_t AllottedMemory::UntakenBytes() const {
+  constexpr uintptr_t kPagesAtATime = 1 << 16;
+  const auto page_bytes = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  std::vector<unsigned char> in_memory(kPagesAtATime);
+  int64_t untaken = 0;
+  std::lock_guard lock(mutex_);
+  for (const auto& [begin, bytes] : sizes_) {
+    // Pages that it shares with other memory are taken already, or as good as nothing.
+    const uintptr_t end = (begin + static_cast<uintptr_t>(bytes)) / page_bytes * page_bytes;
+    uintptr_t page = (begin + page_bytes - 1) / page_bytes * page_bytes;
+    while (page < end) {
+      const uintptr_t pages = std::min((end - page) / page_bytes, kPagesAtATime);
+      // Where the system does not say, everything is still to be taken.
+      if (mincore(reinterpret_cast<void*>(page), pages * page_bytes, in_memory.data()) != 0) {
+        std::fill_n(in_memory.begin(), pages, 0);
+      }
+      untaken += static_cast<int64_t>(page_bytes) *
+                 std::count_if(in_memory.begin(), in_memory.begin() + static_cast<int64_t>(pages),
+                               [](unsigned char state) { return (state & 1) == 0; });
+      page += pages * page_bytes;
+    }
+  }
+  return untaken;
 }
 
 }  // namespace photon

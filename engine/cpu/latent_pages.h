@@ -31,6 +31,9 @@ class LatentPages {
 
   const PageLayout& layout() const { return layout_; }
 
+  const std::byte* data() const { return memory_.data(); }
+  int64_t size_bytes() const { return memory_.size(); }
+
   // Keys and values of growing level `level` for the sequence that owns `pages`.
   KvContext<T> Kv(int level, const PageId* pages) {
     return {.base = reinterpret_cast<T*>(memory_.data() + layout_.level_offsets[level]),

@@ -1,8 +1,11 @@
 #include "engine/cpu/cpu_engine.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <random>
 
 #include "engine/cpu/host_memory.h"
@@ -373,10 +376,33 @@ TEST(CpuEngine, MoreMemoryThanIsFreeIsRefusedBeforeItIsTaken) {
               HasSubstr("bytes are free once the weights are loaded"));
 
   options = SmallOptions();
-  options.promised_bytes = 2 * *free;
+  // What another pool has not taken yet is not free, although the system says so.
+  const auto bytes = static_cast<size_t>(2 * *free);
+  void* const pool =
+      mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  ASSERT_NE(pool, MAP_FAILED);
+  options.allotted = std::make_shared<AllottedMemory>();
+  auto entry = options.allotted->Add(pool, static_cast<int64_t>(bytes));
   const absl::Status full = CreateCpuEngine(*checkpoint, options).status();
   EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(full.message()), HasSubstr("bytes needed, 0 free"));
+  entry.reset();
+  munmap(pool, bytes);
+  EXPECT_TRUE(CreateCpuEngine(*checkpoint, options).ok());
+}
+
+TEST(CpuEngine, APoolCountsAsTakenWhileItsEngineLives) {
+  const auto checkpoint = RandomCheckpoint(SmallConfigs()[0].config);
+  CpuEngineOptions options = SmallOptions();
+  options.kv_memory = MemoryBudget::Bytes(256 << 20);
+  options.allotted = std::make_shared<AllottedMemory>();
+  auto engine = MakeEngine(*checkpoint, options);
+  const int64_t pool = engine->shape().num_pages * engine->shape().page_bytes;
+  // The system may deal out what is around the first bytes with them.
+  EXPECT_GT(options.allotted->UntakenBytes(), pool - (4 << 20));
+  EXPECT_LE(options.allotted->UntakenBytes(), pool);
+  engine.reset();
+  EXPECT_EQ(options.allotted->UntakenBytes(), 0);
 }
 
 TEST(CpuEngine, TopLogprobsHoldTheChosenTokenFirstUnderGreedy) {

@@ -1,7 +1,9 @@
 #include "engine/cpu/host_memory.h"
 
 #include <stdlib.h>
+#include <sys/mman.h>
 
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 
@@ -84,6 +86,27 @@ TEST(FreeHostMemory, ASystemThatDoesNotSayIsReported) {
   EXPECT_EQ(FreeHostMemory(root.path()).status().code(), absl::StatusCode::kUnavailable);
   root.Write("/proc/meminfo", "MemTotal: 8000 kB\n");
   EXPECT_EQ(FreeHostMemory(root.path()).status().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST(AllottedMemory, IsUntakenUntilItIsWrittenTo) {
+  constexpr int64_t kBytes = 64 << 20;
+  // The system may deal out memory in pieces as large as this.
+  constexpr int64_t kHugePage = 2 << 20;
+  void* const memory =
+      mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  ASSERT_NE(memory, MAP_FAILED);
+  AllottedMemory allotted;
+  EXPECT_EQ(allotted.UntakenBytes(), 0);
+  auto entry = allotted.Add(memory, kBytes);
+  EXPECT_EQ(allotted.UntakenBytes(), kBytes);
+  std::memset(memory, 1, kBytes / 2);
+  EXPECT_LE(allotted.UntakenBytes(), kBytes / 2);
+  EXPECT_GE(allotted.UntakenBytes(), kBytes / 2 - kHugePage);
+  std::memset(memory, 1, kBytes);
+  EXPECT_EQ(allotted.UntakenBytes(), 0);
+  entry.reset();
+  EXPECT_EQ(allotted.UntakenBytes(), 0);
+  munmap(memory, kBytes);
 }
 
 }  // namespace
