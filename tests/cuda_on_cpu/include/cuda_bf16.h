@@ -10,6 +10,8 @@ struct __nv_bfloat16_raw {
   unsigned short x;
 };
 
+// Converts without being asked where CUDA's does.
+// NOLINTBEGIN(google-explicit-constructor)
 struct __nv_bfloat16 {
   __nv_bfloat16() = default;
   __nv_bfloat16(__nv_bfloat16_raw raw) : bits(raw.x) {}
@@ -18,6 +20,7 @@ struct __nv_bfloat16 {
 
   unsigned short bits;
 };
+// NOLINTEND(google-explicit-constructor)
 
 struct alignas(4) __nv_bfloat162 {
   __nv_bfloat16 x, y;

@@ -23,6 +23,7 @@
 
 struct dim3 {
   unsigned x, y, z;
+  // NOLINTNEXTLINE(google-explicit-constructor): a number of threads or blocks is one
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 struct uint3 {
