@@ -94,6 +94,10 @@ class ServerProcess:
         code = self._process.wait(PATIENCE_S)
         self._reader.join()
         self._process.stderr.close()
+        # Whatever a test was about: nobody is left who has pages.
+        pages = re.search(r"(\d+) cache pages in use", self.log)
+        if code == 0 and pages is not None and pages.group(1) != "0":
+            raise RuntimeError(f"photon-server ended with {pages.group(0)}:\n{self.log}")
         return code
 
     @property
