@@ -54,6 +54,15 @@ __device__ inline void Prefetch([[maybe_unused]] const void* address) {
 #endif
 }
 
+// Asks for `count` parameters, which no kernel writes, with all threads of a block.
+__device__ inline void PrefetchBlock(const float* parameters, int count) {
+  constexpr int kLineFloats = 32;
+  for (unsigned i = threadIdx.x * kLineFloats; i < static_cast<unsigned>(count);
+       i += blockDim.x * kLineFloats) {
+    Prefetch(parameters + i);
+  }
+}
+
 // The shared memory that a kernel is launched with.
 template <typename T>
 __device__ T* DynamicShared() {

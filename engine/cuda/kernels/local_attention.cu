@@ -12,6 +12,9 @@ template <typename T, int kVec, int kChunks>
 __global__ void __launch_bounds__(kWarps* kWarp)
     LocalAttention(AttentionShape shape, const T* qkv, int64_t qkv_stride, KvLayer<T> kv, int first,
                    int count, int contexts, int group, T* out, int64_t out_stride) {
+  const int half = shape.rope_dims / 2;
+  PrefetchBlock(shape.cosines + int64_t{first} * half, count * half);
+  PrefetchBlock(shape.sines + int64_t{first} * half, count * half);
   AwaitPrevious();
   float* staging = DynamicShared<float>();
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;

@@ -12,6 +12,7 @@ template <typename Out>
 __global__ void __launch_bounds__(kMaxThreads)
     RmsNorm(const float* x, int64_t x_stride, const float* weight, int width, int padded, float eps,
             Out* out, int64_t out_stride) {
+  if (weight != nullptr) PrefetchBlock(weight, padded);
   AwaitPrevious();
   __shared__ float partial[kMaxThreads / kWarp];
   const float* row = x + blockIdx.x * x_stride;

@@ -105,9 +105,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   for (int i = 0; i < kAhead; ++i) {
     load_weights(warp + i * kWarps, ahead[i][0], ahead[i][1]);
   }
-  if (input.norm != nullptr) {
-    for (int i = threadIdx.x * kWarp; i < k; i += kThreads * kWarp) Prefetch(input.norm + i);
-  }
+  if (input.norm != nullptr) PrefetchBlock(input.norm, k);
   AwaitPrevious();
   if (input.norm != nullptr) {
     for (int row = 0; row < rows; ++row) {
