@@ -1,5 +1,6 @@
 #include "server/grpc_endpoint.h"
 
+#include <grpc/grpc.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/impl/server_builder_option.h>
 #include <grpcpp/impl/server_builder_plugin.h>
@@ -113,6 +114,7 @@ absl::StatusOr<std::unique_ptr<GrpcEndpoint>> GrpcEndpoint::Start(
   endpoint->acceptor_ =
       AddAcceptor(builder, access->tls() == nullptr ? grpc::InsecureServerCredentials()
                                                     : TlsServerCredentials(access->tls()));
+  endpoint->drained_ = builder.AddCompletionQueue(/*is_frequently_polled=*/false);
   endpoint->server_ = builder.BuildAndStart();
   if (endpoint->server_ == nullptr) return absl::InternalError("gRPC does not start");
 
@@ -138,8 +140,21 @@ void GrpcEndpoint::LeaveToOthers() {
   if (health_gate_ != nullptr) health_gate_->LeaveToOthers();
 }
 
+// The first half of what grpc::Server::Shutdown does, which then waits for all calls and ends them
+// at a time that has to be known beforehand.
+void GrpcEndpoint::Drain() {
+  gate_->StopListening(
+      [this] { grpc_server_shutdown_and_notify(server_->c_server(), drained_->cq(), nullptr); });
+}
+
 GrpcEndpoint::~GrpcEndpoint() {
   Stop(std::chrono::milliseconds(0));
+  gate_.reset();
+  if (drained_ == nullptr) return;
+  drained_->Shutdown();
+  const auto never = gpr_inf_future(GPR_CLOCK_MONOTONIC);
+  while (grpc_completion_queue_next(drained_->cq(), never, nullptr).type != GRPC_QUEUE_SHUTDOWN) {
+  }
 }
 
 std::string GrpcEndpoint::health_address() const {

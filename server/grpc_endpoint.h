@@ -49,6 +49,11 @@ class GrpcEndpoint {
   // Takes no more connections from sockets that others share. Any thread.
   void LeaveToOthers();
 
+  // Takes no more connections and calls, soon, but on the health port; calls that are there go on.
+  // Clients hear of it (GOAWAY), and connect again for new calls, to whoever listens there then. A
+  // call that crosses the message ends with CANCELLED or UNAVAILABLE. Any thread.
+  void Drain();
+
   // With the ports that were taken; the second is empty where there is none.
   const std::string& address() const { return gate_->address(); }
   std::string health_address() const;
@@ -68,6 +73,7 @@ class GrpcEndpoint {
   std::unique_ptr<grpc::Server> health_server_;
   std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> acceptor_;
   std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> health_acceptor_;
+  std::unique_ptr<grpc::ServerCompletionQueue> drained_;  // where gRPC says that Drain is done
   // After the servers: gates stop handing on connections before the servers end.
   std::unique_ptr<ConnectionGate> gate_;
   std::unique_ptr<ConnectionGate> health_gate_;

@@ -279,6 +279,7 @@ void Server::Reload() {
 void Server::Refuse() {
   reloader_.Stop();
   models_.current()->scheduler().Drain(clock_->Now() + options_.drain_timeout);
+  grpc_->Drain();
   if (http_server_ != nullptr) http_server_->Drain();
 }
 

@@ -223,10 +223,14 @@ void ConnectionGate::Open(Receiver receiver) {
 }
 
 void ConnectionGate::LeaveToOthers() {
-  if (!inherited_) return;
+  if (inherited_) StopListening([] {});
+}
+
+void ConnectionGate::StopListening(std::function<void()> then) {
   {
     std::lock_guard lock(mutex_);
     leaving_ = true;
+    when_left_.push_back(std::move(then));
   }
   const uint64_t one = 1;
   (void)!write(stop_fd_, &one, sizeof(one));
@@ -276,13 +280,21 @@ void ConnectionGate::Run(const Receiver& receiver) {
 }
 
 bool ConnectionGate::Obey() {
-  std::lock_guard lock(mutex_);
-  if (stopping_) return false;
-  uint64_t count = 0;
-  (void)!read(stop_fd_, &count, sizeof(count));
-  if (leaving_) {
-    for (const int fd : std::exchange(listeners_, {})) close(fd);
+  std::vector<std::function<void()>> when_left;
+  {
+    std::lock_guard lock(mutex_);
+    if (stopping_) return false;
+    uint64_t count = 0;
+    (void)!read(stop_fd_, &count, sizeof(count));
+    if (!leaving_) return true;
+    when_left = std::exchange(when_left_, {});
   }
+  for (const int fd : std::exchange(listeners_, {})) {
+    // As long as others have the socket open, to close it is not enough.
+    epoll_ctl(epoll_fd_, EPOLL_CTL_DEL, fd, nullptr);
+    close(fd);
+  }
+  for (const auto& then : when_left) then();
   return true;
 }
 

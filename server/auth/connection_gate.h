@@ -45,8 +45,11 @@ class ConnectionGate {
   // Hands connections to `receiver` from now on, on a thread of the gate. Once.
   void Open(Receiver receiver);
 
-  // Listens no more, if others share the socket and so take what comes: connections that wait in
-  // its queue are theirs. Any thread.
+  // Listens no more, soon: connections that wait in the queue of a socket that others share are
+  // theirs. `then` is called on the gate's thread once all connections have been handed on. Any
+  // thread.
+  void StopListening(std::function<void()> then);
+  // Listens no more if others share the socket, and so take what comes. Any thread.
   void LeaveToOthers();
 
   // With the port that was taken.
@@ -78,7 +81,8 @@ class ConnectionGate {
   std::unordered_map<int, std::string> peers_ ABSL_GUARDED_BY(mutex_);  // by second descriptor
   std::unordered_map<std::string, int> per_address_ ABSL_GUARDED_BY(mutex_);
   int64_t num_refused_ ABSL_GUARDED_BY(mutex_) = 0;
-  bool leaving_ ABSL_GUARDED_BY(mutex_) = false;   // the thread is to close the listeners
+  bool leaving_ ABSL_GUARDED_BY(mutex_) = false;  // the thread is to close the listeners
+  std::vector<std::function<void()>> when_left_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;  // it is to end
   std::thread thread_;                             // the last member: it uses the others
 };

@@ -83,6 +83,10 @@ class ServerProcess:
             raise RuntimeError("photon-server did not start:\n" + self.log)
 
     @property
+    def is_running(self):
+        return self._process.poll() is None
+
+    @property
     def pid(self):
         return self._process.pid
 

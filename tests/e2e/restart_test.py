@@ -23,7 +23,8 @@ RETRIES = {
                 "initialBackoff": "1s",
                 "maxBackoff": "20s",
                 "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
+                # CANCELLED: gRPC's answer to a call that comes when a server has just begun to end.
+                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
             },
         }
     ]
@@ -106,6 +107,33 @@ class RestartTest(unittest.TestCase):
         self.assertGreater(len(replies), count)
         for reply in replies:
             self.assertEqual(reply.result.finish_reason, pb.FINISH_REASON_LENGTH)
+        second.stop()
+
+    def test_clients_that_hold_a_connection_move_to_the_new_server(self):
+        first = self.serve()
+        with self.channel() as busy, grpc.insecure_channel(
+            self.address, options=[("grpc.use_local_subchannel_pool", 1)]
+        ) as held:
+            stub = generation_pb2_grpc.GenerationServiceStub(held)
+            list(stub.Generate(request(8), timeout=PATIENCE_S))
+            # Keeps the old server alive until it is cancelled.
+            long = request(900)
+            long.parameters.n = 64
+            stream = generation_pb2_grpc.GenerationServiceStub(busy).Generate(
+                long, timeout=PATIENCE_S
+            )
+            next(stream)
+            second = self.serve()
+            told = threading.Event()
+            held.subscribe(lambda state: state == grpc.ChannelConnectivity.IDLE and told.set())
+            first.signal()
+            self.assertTrue(told.wait(PATIENCE_S))
+            # No retries here: this one is not refused.
+            reply = list(stub.Generate(request(8), timeout=PATIENCE_S))[-1]
+            self.assertEqual(reply.result.finish_reason, pb.FINISH_REASON_LENGTH)
+            self.assertTrue(first.is_running)
+            stream.cancel()
+        self.assertEqual(first.wait(), 0)
         second.stop()
 
     def test_connections_wait_for_a_server_that_comes_later(self):

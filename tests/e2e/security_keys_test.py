@@ -385,7 +385,10 @@ class AdminTest(unittest.TestCase):
         )
         with self.assertRaises(grpc.RpcError) as caught:
             list(self.generation.Generate(request(), metadata=bearer(self.key), timeout=PATIENCE_S))
-        self.assertEqual(caught.exception.code(), grpc.StatusCode.UNAVAILABLE)
+        # It finds nobody, or crosses what tells the client to go away.
+        self.assertIn(
+            caught.exception.code(), (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        )
         self.assertEqual(list(stream)[-1].result.finish_reason, pb.FINISH_REASON_LENGTH)
         self.assertEqual(self.server.wait(), 0)
 

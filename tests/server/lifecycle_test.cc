@@ -90,7 +90,9 @@ TEST_F(ServerTest, DrainsRunningStreamsAndRefusesNewOnes) {
   server_->Drain();
   ASSERT_TRUE(watch->Read(&health));
   EXPECT_EQ(health.status(), HealthCheckResponse::NOT_SERVING);
-  EXPECT_EQ(Health(), HealthCheckResponse::NOT_SERVING);
+  // The client hears that it is to connect again for another call, and finds nobody.
+  EXPECT_TRUE(Eventually(
+      [&] { return channel_->GetState(/*try_to_connect=*/false) == GRPC_CHANNEL_IDLE; }));
   EXPECT_EQ(Generate(Request(5)).status.error_code(), grpc::StatusCode::UNAVAILABLE);
   gate_.Open();
   const Reply reply = ReadAll(*running);
