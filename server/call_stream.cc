@@ -168,8 +168,7 @@ void CallStream::OnDone() {
 }
 
 void CallStream::LogCall() const {
-  LogRequest({call_.method, call_.request_id, TraceIdOf(*call_.context)}, status_,
-             generation_ == nullptr ? std::nullopt : generation_->Summary());
+  LogRequest(call_.name, status_, generation_ == nullptr ? std::nullopt : generation_->Summary());
 }
 
 }  // namespace photon

@@ -29,8 +29,7 @@ class CallStream final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
 
   struct Call {
     grpc::CallbackServerContext* context = nullptr;
-    const char* method = "";  // for the log
-    std::string request_id;
+    RequestName name;
   };
 
   // A reactor that is already failing with `error`.

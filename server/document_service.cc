@@ -21,7 +21,9 @@ DocumentService::DocumentService(const CallEnvironment& calls, const Clock* cloc
 
 grpc::ServerReadReactor<grpc::ByteBuffer>* DocumentService::CreateDocument(
     grpc::CallbackServerContext* context, grpc::ByteBuffer* response) {
-  return DocumentUpload::Start(context, TakeRequestId(context), uploads_, response);
+  return DocumentUpload::Start(
+      context, NameCall(context, v1::DocumentService::service_full_name(), "CreateDocument"),
+      uploads_, response);
 }
 
 grpc::ServerUnaryReactor* DocumentService::GetDocument(grpc::CallbackServerContext* context,
@@ -88,7 +90,8 @@ grpc::ServerUnaryReactor* DocumentService::DeleteDocument(grpc::CallbackServerCo
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* DocumentService::Ask(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* buffer) {
-  CallStream::Call call = {context, "Ask", TakeRequestId(context)};
+  CallStream::Call call = {context,
+                           NameCall(context, v1::DocumentService::service_full_name(), "Ask")};
   v1::AskRequest request;
   if (absl::Status status = ParseMessage(*buffer, &request); !status.ok()) {
     return CallStream::Reject(std::move(call), status);

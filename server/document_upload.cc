@@ -1,8 +1,5 @@
 #include "server/document_upload.h"
 
-#include <spdlog/fmt/fmt.h>
-#include <spdlog/spdlog.h>
-
 #include <algorithm>
 #include <utility>
 
@@ -41,6 +38,20 @@ absl::Status ToStatus(SequenceEnd end) {
       return absl::CancelledError("the request was cancelled");
   }
   return absl::InternalError("unknown end of a sequence");
+}
+
+RequestSummary SummaryOf(const Caller& caller, const SequenceStats& stats) {
+  const auto milliseconds = [](Duration time) {
+    return std::chrono::duration<double, std::milli>(time).count();
+  };
+  const TimePoint first_step = stats.first_step.value_or(stats.finished);
+  return {.caller = caller.name(),
+          .sequences = 1,
+          .prompt_tokens = stats.prompt_tokens,
+          .cached_tokens = stats.cached_tokens,
+          .steps = stats.steps,
+          .queue_ms = milliseconds(first_step - stats.submitted),
+          .prefill_ms = milliseconds(stats.finished - first_step)};
 }
 
 int64_t CacheBytes(const EngineShape& shape, size_t num_tokens) {
@@ -154,10 +165,10 @@ class DocumentUpload::Listener : public SequenceListener {
   const std::shared_ptr<DocumentUpload> upload_;
 };
 
-DocumentUpload* DocumentUpload::Start(grpc::CallbackServerContext* context, std::string request_id,
+DocumentUpload* DocumentUpload::Start(grpc::CallbackServerContext* context, RequestName name,
                                       const UploadEnvironment& environment,
                                       grpc::ByteBuffer* response) {
-  auto* upload = new DocumentUpload(context, std::move(request_id), environment, response);
+  auto* upload = new DocumentUpload(context, std::move(name), environment, response);
   std::unique_lock lock(upload->mutex_);
   upload->self_.reset(upload);
   auto place = upload->model_->documents().Reserve(upload->caller_->tenant());
@@ -176,10 +187,10 @@ DocumentUpload* DocumentUpload::Start(grpc::CallbackServerContext* context, std:
   return upload;
 }
 
-DocumentUpload::DocumentUpload(grpc::CallbackServerContext* context, std::string request_id,
+DocumentUpload::DocumentUpload(grpc::CallbackServerContext* context, RequestName name,
                                const UploadEnvironment& environment, grpc::ByteBuffer* response)
     : context_(context),
-      request_id_(std::move(request_id)),
+      name_(std::move(name)),
       environment_(environment),
       lease_(environment.models->Enter()),
       model_(lease_.model()),
@@ -235,6 +246,7 @@ void DocumentUpload::Submit() {
 void DocumentUpload::OnFinish(SequenceEnd end, const SequenceStats& stats) {
   caller_->Charge(stats);
   std::unique_lock lock(mutex_);
+  summary_ = SummaryOf(*caller_, stats);
   if (status_.has_value() || client_left_) {
     if (stats.pin.has_value()) model_->scheduler().Unpin(*stats.pin);
     return End(absl::CancelledError("the client left"), std::move(lock));
@@ -291,11 +303,7 @@ void DocumentUpload::OnDone() {
     // too.
     model_->documents().Delete(caller_->tenant(), document_id_).IgnoreError();
   }
-  std::string line = fmt::format("method=CreateDocument id={} status={}", request_id_,
-                                 std::string(absl::StatusCodeToString(status_->code())));
-  if (tokens_ != nullptr) line += fmt::format(" prompt_tokens={}", tokens_->size());
-  if (!status_->ok()) line += fmt::format(" error=\"{}\"", std::string(status_->message()));
-  spdlog::info("{}", line);
+  LogRequest(name_, *status_, summary_);
 }
 
 }  // namespace photon

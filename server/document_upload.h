@@ -21,6 +21,7 @@
 #include "server/document_store.h"
 #include "server/model_facts.h"
 #include "server/options.h"
+#include "server/request_log.h"
 #include "server/served_model.h"
 
 namespace photon {
@@ -69,13 +70,13 @@ v1::Document ToProto(const Document& document, TimePoint now);
 // Lives until gRPC is done with the call and the scheduler with the sequence.
 class DocumentUpload final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
  public:
-  static DocumentUpload* Start(grpc::CallbackServerContext* context, std::string request_id,
+  static DocumentUpload* Start(grpc::CallbackServerContext* context, RequestName name,
                                const UploadEnvironment& environment, grpc::ByteBuffer* response);
 
  private:
   class Listener;
 
-  DocumentUpload(grpc::CallbackServerContext* context, std::string request_id,
+  DocumentUpload(grpc::CallbackServerContext* context, RequestName name,
                  const UploadEnvironment& environment, grpc::ByteBuffer* response);
 
   // gRPC's side.
@@ -94,7 +95,7 @@ class DocumentUpload final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
   void End(const absl::Status& status, std::unique_lock<std::mutex> lock);
 
   grpc::CallbackServerContext* const context_;
-  const std::string request_id_;
+  const RequestName name_;
   const UploadEnvironment environment_;
   // From the first message until the document is submitted: whose vocabulary it is.
   ModelLease lease_;
@@ -111,7 +112,8 @@ class DocumentUpload final : public grpc::ServerReadReactor<grpc::ByteBuffer> {
   std::shared_ptr<const std::vector<TokenId>> tokens_ ABSL_GUARDED_BY(mutex_);
   TimePoint expires_ ABSL_GUARDED_BY(mutex_);
   std::optional<SequenceId> sequence_ ABSL_GUARDED_BY(mutex_);
-  std::string document_id_ ABSL_GUARDED_BY(mutex_);  // once it is kept
+  std::optional<RequestSummary> summary_ ABSL_GUARDED_BY(mutex_);  // for the log
+  std::string document_id_ ABSL_GUARDED_BY(mutex_);                // once it is kept
   bool client_left_ ABSL_GUARDED_BY(mutex_) = false;
   std::optional<absl::Status> status_ ABSL_GUARDED_BY(mutex_);  // Finish was called
 };

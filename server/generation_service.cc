@@ -15,7 +15,8 @@ GenerationService::GenerationService(const CallEnvironment& calls, const Request
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Generate(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* buffer) {
-  CallStream::Call call = {context, "Generate", TakeRequestId(context)};
+  CallStream::Call call = {
+      context, NameCall(context, v1::GenerationService::service_full_name(), "Generate")};
   v1::GenerateRequest request;
   if (absl::Status status = ParseMessage(*buffer, &request); !status.ok()) {
     return CallStream::Reject(std::move(call), status);
@@ -31,7 +32,8 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Generate(
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::GenerateBatch(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* buffer) {
-  CallStream::Call call = {context, "GenerateBatch", TakeRequestId(context)};
+  CallStream::Call call = {
+      context, NameCall(context, v1::GenerationService::service_full_name(), "GenerateBatch")};
   v1::GenerateBatchRequest request;
   if (absl::Status status = ParseMessage(*buffer, &request); !status.ok()) {
     return CallStream::Reject(std::move(call), status);

@@ -4,7 +4,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/auth/call_guard.h"
-#include "server/trace_context.h"
 
 namespace photon {
 namespace {
@@ -39,10 +38,14 @@ std::string TakeRequestId(grpc::CallbackServerContext* context) {
   return id;
 }
 
-std::string TraceIdOf(const grpc::CallbackServerContext& context) {
-  const auto found = context.client_metadata().find("traceparent");
-  if (found == context.client_metadata().end()) return "";
-  return TraceIdOf(std::string_view(found->second.data(), found->second.size()));
+RequestName NameCall(grpc::CallbackServerContext* context, std::string_view service,
+                     std::string_view method) {
+  RequestName name = {.service = service, .method = method, .id = TakeRequestId(context)};
+  const auto found = context->client_metadata().find("traceparent");
+  if (found != context->client_metadata().end()) {
+    name.trace = TraceContext::From(std::string_view(found->second.data(), found->second.size()));
+  }
+  return name;
 }
 
 void ReturnRequestId(grpc::CallbackServerContext* context, Answer answer) {

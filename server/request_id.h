@@ -8,6 +8,8 @@
 #include <string>
 #include <string_view>
 
+#include "server/request_log.h"
+
 namespace photon {
 
 // `sent` if it is an id of 1 to 128 characters, else a new one.
@@ -24,8 +26,9 @@ std::string TakeRequestId(grpc::CallbackServerContext* context);
 enum class Answer : uint8_t { kResponse, kErrorAlone };
 void ReturnRequestId(grpc::CallbackServerContext* context, Answer answer);
 
-// Of the call's `traceparent`; empty: none.
-std::string TraceIdOf(const grpc::CallbackServerContext& context);
+// What the log calls a call, with the id that TakeRequestId gives it.
+RequestName NameCall(grpc::CallbackServerContext* context, std::string_view service,
+                     std::string_view method);
 
 // 64 random bits. Any thread.
 uint64_t RandomBits();

@@ -61,15 +61,16 @@ std::string TextLine(const RequestName& name, const absl::Status& status,
                      const std::optional<RequestSummary>& summary) {
   std::string line = fmt::format("method={} id={} status={}", name.method, name.id,
                                  absl::StatusCodeToString(status.code()));
-  if (!name.trace_id.empty()) line += fmt::format(" trace_id={}", name.trace_id);
+  if (!name.trace.trace_id.empty()) line += fmt::format(" trace_id={}", name.trace.trace_id);
   if (summary.has_value()) {
     if (!summary->caller.empty()) line += fmt::format(" caller={}", summary->caller);
+    line += fmt::format(" sequences={}", summary->sequences);
+    if (!summary->finish.empty()) line += fmt::format(" finish={}", summary->finish);
     line += fmt::format(
-        " sequences={} finish={} prompt_tokens={} cached_tokens={} generated_tokens={} steps={}"
-        " queue_ms={:.2f} prefill_ms={:.2f} decode_ms={:.2f}",
-        summary->sequences, summary->finish, summary->prompt_tokens, summary->cached_tokens,
-        summary->generated_tokens, summary->steps, summary->queue_ms, summary->prefill_ms,
-        summary->decode_ms);
+        " prompt_tokens={} cached_tokens={} generated_tokens={} steps={} queue_ms={:.2f}"
+        " prefill_ms={:.2f} decode_ms={:.2f}",
+        summary->prompt_tokens, summary->cached_tokens, summary->generated_tokens, summary->steps,
+        summary->queue_ms, summary->prefill_ms, summary->decode_ms);
   }
   if (!status.ok()) line += fmt::format(" error=\"{}\"", std::string(status.message()));
   return line;
@@ -80,12 +81,12 @@ std::string JsonLine(const RequestName& name, const absl::Status& status,
   Json json = {{"method", name.method},
                {"id", name.id},
                {"status", absl::StatusCodeToString(status.code())}};
-  if (!name.trace_id.empty()) json["trace_id"] = name.trace_id;
+  if (!name.trace.trace_id.empty()) json["trace_id"] = name.trace.trace_id;
   if (!status.ok()) json["error"] = std::string(status.message());
   if (summary.has_value()) {
     if (!summary->caller.empty()) json["caller"] = summary->caller;
     json["sequences"] = summary->sequences;
-    json["finish_reason"] = summary->finish;
+    if (!summary->finish.empty()) json["finish_reason"] = summary->finish;
     json["prompt_tokens"] = summary->prompt_tokens;
     json["cached_tokens"] = summary->cached_tokens;
     json["generated_tokens"] = summary->generated_tokens;

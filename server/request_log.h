@@ -1,5 +1,6 @@
-// The server's log: events, and a line for each request that ended. Never what was asked or
-// answered.
+// The server's log: events, and a line for each request that a model was asked for and that ended.
+// Who is refused for want of a key has none: strangers must not fill the log. Never what was asked
+// or answered.
 //
 //   text   2026-05-01T12:00:00.000+0000 info method=Generate id=... status=OK finish=length ...
 //   json
@@ -8,12 +9,14 @@
 
 #include <spdlog/common.h>
 
+#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
 
 #include "absl/status/status.h"
+#include "server/trace_context.h"
 
 namespace photon {
 
@@ -27,7 +30,7 @@ void StartLog(LogFormat format, spdlog::level::level_enum level);
 struct RequestSummary {
   std::string caller;  // the name of its key; empty without one
   int64_t sequences = 0;
-  std::string finish;  // "length", ...
+  std::string finish;  // "length", ...; empty where nothing was to be generated
   int64_t prompt_tokens = 0;
   int64_t cached_tokens = 0;
   int64_t generated_tokens = 0;
@@ -37,11 +40,13 @@ struct RequestSummary {
   double decode_ms = 0;
 };
 
-// Which request a line is about.
+// Which request a line is about. Made when it comes.
 struct RequestName {
-  std::string_view method;
-  std::string_view id;
-  std::string_view trace_id;  // see TraceIdOf; empty: none
+  std::string_view service;  // "photon.v1.GenerationService"; empty: of the HTTP port
+  std::string_view method;   // "Generate"
+  std::string id;
+  TraceContext trace;
+  std::chrono::system_clock::time_point received = std::chrono::system_clock::now();
 };
 
 // `summary` is absent where nothing ran. Any thread.

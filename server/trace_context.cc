@@ -19,21 +19,25 @@ bool IsId(std::string_view digits, bool may_be_zero) {
 
 }  // namespace
 
-std::string TraceIdOf(std::optional<std::string_view> traceparent) {
-  if (!traceparent.has_value() || traceparent->size() < kLength) return "";
+TraceContext TraceContext::From(std::optional<std::string_view> traceparent) {
+  if (!traceparent.has_value() || traceparent->size() < kLength) return {};
   const std::string_view header = *traceparent;
   const std::string_view version = header.substr(0, 2);
   // Later versions may say more after what this one says.
   const bool fits = version == "00" ? header.size() == kLength
                                     : header.size() == kLength || header[kLength] == '-';
   const std::string_view trace = header.substr(kTraceBegin, kTraceLength);
-  const bool is_well_formed = fits && IsId(version, /*may_be_zero=*/true) && version != "ff" &&
-                              header[kTraceBegin - 1] == '-' && header[kParentBegin - 1] == '-' &&
-                              header[kFlagsBegin - 1] == '-' &&
-                              IsId(trace, /*may_be_zero=*/false) &&
-                              IsId(header.substr(kParentBegin, kParentLength), false) &&
-                              IsId(header.substr(kFlagsBegin, 2), true);
-  return is_well_formed ? std::string(trace) : "";
+  const std::string_view parent = header.substr(kParentBegin, kParentLength);
+  const std::string_view flags = header.substr(kFlagsBegin, 2);
+  const bool is_well_formed =
+      fits && IsId(version, /*may_be_zero=*/true) && version != "ff" &&
+      header[kTraceBegin - 1] == '-' && header[kParentBegin - 1] == '-' &&
+      header[kFlagsBegin - 1] == '-' && IsId(trace, /*may_be_zero=*/false) &&
+      IsId(parent, /*may_be_zero=*/false) && IsId(flags, /*may_be_zero=*/true);
+  if (!is_well_formed) return {};
+  // The lowest bit, whatever the others come to mean.
+  const bool is_sampled = std::string_view("13579bdf").find(flags[1]) != std::string_view::npos;
+  return {std::string(trace), std::string(parent), is_sampled};
 }
 
 }  // namespace photon

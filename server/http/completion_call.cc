@@ -4,7 +4,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/http/api_error.h"
-#include "server/request_log.h"
 
 namespace photon {
 namespace {
@@ -90,7 +89,7 @@ void CompletionCall::OnClosed(bool complete) {
     call_->Leave(status_);
   }
   call_->Close();
-  LogRequest({"completions", settings_.request_id, settings_.trace_id}, status_, call_->Summary());
+  LogRequest(settings_.name, status_, call_->Summary());
 }
 
 }  // namespace photon

@@ -10,6 +10,7 @@
 #include "server/generation_call.h"
 #include "server/http/completion_response.h"
 #include "server/http/http_message.h"
+#include "server/request_log.h"
 
 namespace photon {
 
@@ -18,8 +19,7 @@ class CompletionCall final : public HttpAnswer {
   struct Settings {
     bool stream = false;
     int64_t max_response_bytes = 0;
-    std::string request_id;                             // for the log
-    std::string trace_id;                               // likewise
+    RequestName name;
     std::unique_ptr<RequestRegistry::Entry> abortable;  // lets others abort the call
   };
 

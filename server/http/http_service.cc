@@ -17,7 +17,6 @@
 #include "server/random.h"
 #include "server/request_id.h"
 #include "server/request_log.h"
-#include "server/trace_context.h"
 
 namespace photon {
 namespace {
@@ -109,11 +108,8 @@ class AnswerWithHeaders final : public HttpAnswer {
 };
 
 // What goes wrong before there is a call.
-std::shared_ptr<HttpAnswer> RefuseCompletion(const absl::Status& error,
-                                             const std::string& request_id,
-                                             const HttpRequest& request) {
-  LogRequest({"completions", request_id, TraceIdOf(request.header("traceparent"))}, error,
-             std::nullopt);
+std::shared_ptr<HttpAnswer> RefuseCompletion(const absl::Status& error, const RequestName& name) {
+  LogRequest(name, error, std::nullopt);
   return AnswerAtOnce(ApiErrorResponse(error));
 }
 
@@ -153,7 +149,7 @@ std::shared_ptr<HttpAnswer> HttpService::Dispatch(HttpRequest request,
     std::optional<std::string_view> token;
     if (const auto value = request.header("authorization")) token = BearerToken(*value);
     absl::StatusOr<Caller> admitted = environment_.authenticator->Admit(token);
-    if (!admitted.ok()) return RefuseCompletion(admitted.status(), request_id, request);
+    if (!admitted.ok()) return AnswerAtOnce(ApiErrorResponse(admitted.status()));
     caller = std::make_shared<const Caller>(*std::move(admitted));
   }
   if (!is_get_only && !is_post_only) {
@@ -190,17 +186,21 @@ std::shared_ptr<HttpAnswer> HttpService::Complete(const HttpRequest& http_reques
                                                   std::shared_ptr<const Caller> caller,
                                                   const std::string& request_id,
                                                   HttpWaker waker) const {
+  RequestName name = {.method = "completions",
+                      .id = request_id,
+                      .trace = TraceContext::From(http_request.header("traceparent"))};
   // What a page of another origin cannot send without asking first.
   if (!IsJson(http_request.header("content-type").value_or(""))) {
-    return AnswerAtOnce(ApiErrorResponse(
-        absl::InvalidArgumentError("expected a content-type of application/json"), 415));
+    const auto error = absl::InvalidArgumentError("expected a content-type of application/json");
+    LogRequest(name, error, std::nullopt);
+    return AnswerAtOnce(ApiErrorResponse(error, 415));
   }
   const ModelLease model = environment_.calls.models->Enter();
   auto request =
       ParseCompletionRequest(http_request.body, model->facts().name, environment_.limits);
-  if (!request.ok()) return RefuseCompletion(request.status(), request_id, http_request);
+  if (!request.ok()) return RefuseCompletion(request.status(), name);
   auto queries = CompletionQueries(*request, model->facts(), environment_.limits, RandomBits());
-  if (!queries.ok()) return RefuseCompletion(queries.status(), request_id, http_request);
+  if (!queries.ok()) return RefuseCompletion(queries.status(), name);
 
   GenerationCall::Settings call_settings = {.caller = std::move(caller),
                                             .on_change = std::move(waker)};
@@ -211,8 +211,7 @@ std::shared_ptr<HttpAnswer> HttpService::Complete(const HttpRequest& http_reques
                                      std::move(call_settings));
   CompletionCall::Settings settings = {.stream = request->stream,
                                        .max_response_bytes = environment_.max_response_bytes,
-                                       .request_id = request_id,
-                                       .trace_id = TraceIdOf(http_request.header("traceparent"))};
+                                       .name = std::move(name)};
   settings.abortable = environment_.requests->Add(request_id, [weak = std::weak_ptr(call)] {
     const std::shared_ptr<GenerationCall> call = weak.lock();
     if (call != nullptr) call->Leave(absl::CancelledError("the request was aborted"));

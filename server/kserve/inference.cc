@@ -6,7 +6,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/request_id.h"
-#include "server/request_log.h"
 
 namespace photon {
 namespace {
@@ -24,9 +23,9 @@ std::string IdOf(const inference::ModelInferRequest& request, const std::string&
 absl::StatusOr<std::unique_ptr<Inference>> Inference::Create(
     const Environment& environment, const inference::ModelInferRequest& request,
     Settings settings) {
-  settings.call_id = IdOf(request, settings.call_id);
+  settings.name.id = IdOf(request, settings.name.id);
   const auto refuse = [&](const absl::Status& error) {
-    LogRequest({settings.method, settings.call_id, settings.trace_id}, error, std::nullopt);
+    LogRequest(settings.name, error, std::nullopt);
     return error;
   };
   ModelLease model = environment.calls.models->Enter();
@@ -43,9 +42,7 @@ Inference::Inference(const Environment& environment, ModelLease model, Inference
                      std::vector<absl::StatusOr<Query>> queries, Settings settings)
     : model_(std::move(model)),
       max_response_bytes_(environment.max_response_bytes),
-      method_(settings.method),
-      id_(std::move(settings.call_id)),
-      trace_id_(std::move(settings.trace_id)),
+      name_(std::move(settings.name)),
       response_(std::move(request), model_->facts().name) {
   GenerationCall::Settings call_settings;
   call_settings.deadline = settings.deadline;
@@ -57,7 +54,7 @@ Inference::Inference(const Environment& environment, ModelLease model, Inference
   call_settings.on_change = std::move(settings.on_change);
   call_ = GenerationCall::Create(environment.calls, model_.model(), std::move(queries),
                                  std::move(call_settings));
-  abortable_ = environment.requests->Add(id_, [weak = std::weak_ptr(call_)] {
+  abortable_ = environment.requests->Add(name_.id, [weak = std::weak_ptr(call_)] {
     const std::shared_ptr<GenerationCall> call = weak.lock();
     if (call != nullptr) call->Leave(absl::CancelledError("the request was aborted"));
   });
@@ -67,7 +64,7 @@ Inference::~Inference() {
   abortable_.reset();
   call_->Leave(absl::CancelledError("nobody reads"));
   call_->Close();
-  LogRequest({method_, id_, trace_id_}, status_, call_->Summary());
+  LogRequest(name_, status_, call_->Summary());
 }
 
 Inference::Reading Inference::Next() {

@@ -14,6 +14,7 @@
 #include "server/generation_call.h"
 #include "server/kserve/inference_response.h"
 #include "server/options.h"
+#include "server/request_log.h"
 #include "server/served_model.h"
 
 namespace photon {
@@ -29,10 +30,8 @@ class Inference {
   };
 
   struct Settings {
-    const char* method = "";  // for the log
+    RequestName name;  // with the call's id, which is the inference's unless the request has one
     bool may_stream = false;
-    std::string call_id;   // for the log and for aborts, unless the request has an id
-    std::string trace_id;  // for the log
     TimePoint deadline = TimePoint::max();
     std::shared_ptr<const Caller> caller;
     std::function<void()> on_change;  // as GenerationCall's
@@ -81,10 +80,7 @@ class Inference {
 
   ModelLease model_;  // ends with Submit; the model stays
   const int64_t max_response_bytes_;
-  const char* const method_;
-  // For the log.
-  const std::string id_;
-  const std::string trace_id_;
+  const RequestName name_;
   InferenceResponse response_;
   std::shared_ptr<GenerationCall> call_;
   std::unique_ptr<RequestRegistry::Entry> abortable_;

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "inference/grpc_predict_v2.grpc.pb.h"
 #include "server/auth/call_guard.h"
 #include "server/byte_buffer_codec.h"
 #include "server/call_stream.h"
@@ -14,14 +15,16 @@ grpc::ServerUnaryReactor* InferenceCall::Start(grpc::CallbackServerContext* cont
                                                const Inference::Environment& environment,
                                                const grpc::ByteBuffer& request_buffer,
                                                grpc::ByteBuffer* response) {
-  Inference::Settings settings = {.method = "ModelInfer", .call_id = TakeRequestId(context)};
+  Inference::Settings settings = {
+      .name =
+          NameCall(context, inference::GRPCInferenceService::service_full_name(), "ModelInfer")};
   inference::ModelInferRequest request;
   if (absl::Status status = ParseMessage(request_buffer, &request); !status.ok()) {
+    LogRequest(settings.name, status, std::nullopt);
     return FinishUnary(context, status);
   }
   auto* call = new InferenceCall(context, response);
   call->self_.reset(call);
-  settings.trace_id = TraceIdOf(*context);
   settings.deadline = DeadlineOf(*context);
   settings.caller = CallOf(*context).caller();
   settings.on_change = [weak = std::weak_ptr<InferenceCall>(call->self_)] {

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "inference/grpc_predict_v2.grpc.pb.h"
 #include "server/auth/call_guard.h"
 #include "server/byte_buffer_codec.h"
 #include "server/call_stream.h"
@@ -20,7 +21,8 @@ InferenceStream::InferenceStream(grpc::CallbackServerContext* context,
                                  const Inference::Environment& environment)
     : context_(context),
       environment_(environment),
-      call_id_(TakeRequestId(context)),
+      call_name_(NameCall(context, inference::GRPCInferenceService::service_full_name(),
+                          "ModelStreamInfer")),
       first_caller_(CallOf(*context).TakeCaller()) {}
 
 InferenceStream* InferenceStream::Start(grpc::CallbackServerContext* context,
@@ -60,14 +62,16 @@ void InferenceStream::TakeRequest() {
   read_buffer_.Clear();
 
   std::shared_ptr<Inference> inference;
-  if (status.ok()) {
+  RequestName name = call_name_;
+  name.received = std::chrono::system_clock::now();
+  if (!status.ok()) {
+    LogRequest(name, status, std::nullopt);
+  } else {
     auto caller = NextCaller();
     status = caller.status();
     if (status.ok()) {
-      Inference::Settings settings = {.method = "ModelStreamInfer",
+      Inference::Settings settings = {.name = std::move(name),
                                       .may_stream = true,
-                                      .call_id = call_id_,
-                                      .trace_id = TraceIdOf(*context_),
                                       .deadline = DeadlineOf(*context_),
                                       .caller = *std::move(caller)};
       settings.on_change = [weak = std::weak_ptr<InferenceStream>(self_)] {

@@ -50,7 +50,7 @@ class InferenceStream final : public grpc::ServerBidiReactor<grpc::ByteBuffer, g
 
   grpc::CallbackServerContext* const context_;
   const Inference::Environment& environment_;
-  const std::string call_id_;
+  const RequestName call_name_;            // with the id of the call
   std::shared_ptr<InferenceStream> self_;  // until OnDone
   grpc::ByteBuffer read_buffer_;           // of the read in flight
   grpc::ByteBuffer write_buffer_;          // of the write in flight

@@ -6,7 +6,9 @@ import urllib.error
 import urllib.request
 
 import grpc
-from photon.v1 import generation_pb2, generation_pb2_grpc
+from inference import grpc_predict_v2_pb2 as kserve
+from inference import grpc_predict_v2_pb2_grpc
+from photon.v1 import document_pb2, document_pb2_grpc, generation_pb2, generation_pb2_grpc
 
 import programs
 from programs import PATIENCE_S
@@ -35,6 +37,21 @@ class LogTest(unittest.TestCase):
                 next(stub.Generate(request, timeout=PATIENCE_S))
             except grpc.RpcError:
                 pass
+            upload = [
+                document_pb2.CreateDocumentRequest(settings={}),
+                document_pb2.CreateDocumentRequest(text=SECRET),
+            ]
+            documents = document_pb2_grpc.DocumentServiceStub(channel)
+            documents.CreateDocument(iter(upload), timeout=PATIENCE_S, metadata=metadata)
+            inference = grpc_predict_v2_pb2_grpc.GRPCInferenceServiceStub(channel)
+            try:
+                inference.ModelInfer(
+                    kserve.ModelInferRequest(model_name="none"),
+                    timeout=PATIENCE_S,
+                    metadata=metadata,
+                )
+            except grpc.RpcError:
+                pass
         http = urllib.request.Request(
             server.http_url.partition('"')[0].rstrip("/") + "/v1/completions",
             json.dumps({"model": "none", "prompt": SECRET}).encode(),
@@ -56,19 +73,23 @@ class LogTest(unittest.TestCase):
             self.assertIn(line["event"], ("server", "request"))
 
     def test_a_request_has_one_line_with_what_became_of_it(self):
-        done = [line for line in self.requests if line["status"] == "OK"]
-        self.assertEqual(len(done), 1)
-        self.assertEqual(done[0]["method"], "Generate")
-        self.assertEqual(done[0]["id"], 'my "first" id')
-        self.assertEqual(done[0]["finish_reason"], "length")
-        self.assertEqual(done[0]["generated_tokens"], 5)
-        self.assertGreater(done[0]["prompt_tokens"], 1)
-        for name in ("queue_ms", "prefill_ms", "decode_ms"):
-            self.assertGreaterEqual(done[0][name], 0)
+        lines = [line for line in self.requests if line["status"] == "OK"]
+        self.assertEqual(len(lines), 2)
+        done = {line["method"]: line for line in lines}
+        self.assertEqual(sorted(done), ["CreateDocument", "Generate"])
+        for line in lines:
+            self.assertEqual(line["id"], 'my "first" id')
+            self.assertGreater(line["prompt_tokens"], 1)
+            for name in ("queue_ms", "prefill_ms", "decode_ms"):
+                self.assertGreaterEqual(line[name], 0)
+        self.assertEqual(done["Generate"]["finish_reason"], "length")
+        self.assertEqual(done["Generate"]["generated_tokens"], 5)
+        self.assertNotIn("finish_reason", done["CreateDocument"])
+        self.assertEqual(done["CreateDocument"]["generated_tokens"], 0)
 
     def test_requests_that_are_refused_have_theirs(self):
         refused = {line["method"]: line for line in self.requests if line["status"] != "OK"}
-        self.assertEqual(sorted(refused), ["Generate", "completions"])
+        self.assertEqual(sorted(refused), ["Generate", "ModelInfer", "completions"])
         self.assertIn("top_p", refused["Generate"]["error"])
 
     def test_a_line_names_the_trace_that_the_client_named(self):
@@ -78,6 +99,8 @@ class LogTest(unittest.TestCase):
             [
                 ("Generate", "OK", TRACE),
                 ("Generate", "INVALID_ARGUMENT", None),
+                ("CreateDocument", "OK", TRACE),
+                ("ModelInfer", "NOT_FOUND", TRACE),
                 ("completions", "NOT_FOUND", TRACE),
             ],
         )

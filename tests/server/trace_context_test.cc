@@ -8,14 +8,18 @@ namespace photon {
 namespace {
 
 TEST(TraceContext, ATraceparentNamesItsTrace) {
-  EXPECT_EQ(TraceIdOf("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
-            "4bf92f3577b34da6a3ce929d0e0e4736");
-  EXPECT_EQ(TraceIdOf("42-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00-more"),
-            "4bf92f3577b34da6a3ce929d0e0e4736");
+  const auto trace = TraceContext::From("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+  EXPECT_EQ(trace.trace_id, "4bf92f3577b34da6a3ce929d0e0e4736");
+  EXPECT_EQ(trace.parent_id, "00f067aa0ba902b7");
+  EXPECT_TRUE(trace.is_sampled);
+  const auto later =
+      TraceContext::From("42-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-fe-more");
+  EXPECT_EQ(later.trace_id, "4bf92f3577b34da6a3ce929d0e0e4736");
+  EXPECT_FALSE(later.is_sampled);
 }
 
 TEST(TraceContext, WhatIsNotWellFormedNamesNone) {
-  EXPECT_EQ(TraceIdOf(std::nullopt), "");
+  EXPECT_EQ(TraceContext::From(std::nullopt).trace_id, "");
   for (const std::string header : {
            "",
            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7",
@@ -28,7 +32,7 @@ TEST(TraceContext, WhatIsNotWellFormedNamesNone) {
            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
            "00 4bf92f3577b34da6a3ce929d0e0e4736 00f067aa0ba902b7 01",
        }) {
-    EXPECT_EQ(TraceIdOf(header), "") << header;
+    EXPECT_EQ(TraceContext::From(header).trace_id, "") << header;
   }
 }
 
