@@ -17,6 +17,7 @@
 #include "server/auth/inherited_socket.h"
 #include "server/run.h"
 #include "server/settings.h"
+#include "server/span_exporter.h"
 
 namespace photon {
 namespace {
@@ -337,6 +338,9 @@ std::optional<int> ParseFlags(int argc, char** argv, ProgramOptions& options) {
   AddChoice<LogFormat>(app, "Server", "log-format", options.log_format,
                        {{"text", LogFormat::kText}, {"json", LogFormat::kJson}},
                        "Lines of the log");
+  AddFlag(app, "Server", "otlp-endpoint", options.otlp_endpoint,
+          "http://HOST:PORT of an OpenTelemetry collector that gets a span of each request; empty: "
+          "none");
 
   Settings settings(&app);
   const std::map<std::string, std::string> environment = ProcessEnvironment();
@@ -389,6 +393,13 @@ std::optional<int> ParseFlags(int argc, char** argv, ProgramOptions& options) {
       *address = *std::move(resolved);
     } else {
       problems.emplace_back(resolved.status().message());
+    }
+  }
+  if (!options.otlp_endpoint.empty()) {
+    const auto endpoint = SpanExporter::Endpoint::Parse(options.otlp_endpoint);
+    if (!endpoint.ok()) {
+      problems.push_back(settings.CalledBy("otlp-endpoint") + ": " +
+                         std::string(endpoint.status().message()));
     }
   }
   for (std::string& problem : server.Validate()) problems.push_back(std::move(problem));

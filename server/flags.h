@@ -24,6 +24,7 @@ struct ProgramOptions {
   ServerOptions server;
   spdlog::level::level_enum log_level = spdlog::level::info;
   LogFormat log_format = LogFormat::kText;
+  std::string otlp_endpoint;  // see SpanExporter::Endpoint; empty: no traces
 };
 
 // Fills `options` from the command line, the environment and the file that --config names; an exit

@@ -23,6 +23,7 @@
 #include "server/run.h"
 #include "server/server.h"
 #include "server/signals.h"
+#include "server/span_exporter.h"
 
 namespace photon {
 namespace {
@@ -98,7 +99,25 @@ void LogAddresses(const ProgramOptions& options, const Server& server) {
   spdlog::info("serving {} on {}", options.model_name, server.address());
 }
 
+// Exports spans of all requests while it lives.
+class Traces {
+ public:
+  explicit Traces(const ProgramOptions& options) {
+    if (options.otlp_endpoint.empty()) return;
+    exporter_ = std::make_unique<SpanExporter>(
+        *SpanExporter::Endpoint::Parse(options.otlp_endpoint), options.model_name);
+    ExportSpansTo(exporter_.get());
+  }
+  ~Traces() { ExportSpansTo(nullptr); }
+  Traces(const Traces&) = delete;
+  Traces& operator=(const Traces&) = delete;
+
+ private:
+  std::unique_ptr<SpanExporter> exporter_;
+};
+
 int Serve(const ProgramOptions& options) {
+  const Traces traces(options);
   auto model = LoadModel(options, options.model_directory);
   if (!model.ok()) return Fail(model.status(), ExitCode(model.status()));
   auto server =

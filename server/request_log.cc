@@ -7,11 +7,13 @@
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include <atomic>
 #include <chrono>
 #include <memory>
 #include <utility>
 
 #include "nlohmann/json.hpp"
+#include "server/span_exporter.h"
 
 namespace photon {
 namespace {
@@ -20,6 +22,9 @@ using Json = nlohmann::ordered_json;
 
 // The logger whose messages are JSON objects already; exists with LogFormat::kJson alone.
 constexpr char kRequestLogger[] = "requests";
+
+// Of the process, as the loggers are.
+std::atomic<SpanExporter*> span_exporter = nullptr;
 
 // Of clients' bytes, too.
 std::string Dump(const Json& json) {
@@ -119,8 +124,13 @@ void StartLog(LogFormat format, spdlog::level::level_enum level) {
   spdlog::set_level(level);
 }
 
+void ExportSpansTo(SpanExporter* exporter) {
+  span_exporter = exporter;
+}
+
 void LogRequest(const RequestName& name, const absl::Status& status,
                 const std::optional<RequestSummary>& summary) {
+  if (SpanExporter* exporter = span_exporter) exporter->Add({name, status, summary});
   if (const auto json_log = spdlog::get(kRequestLogger)) {
     json_log->info("{}", JsonLine(name, status, summary));
   } else {

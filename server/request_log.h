@@ -49,6 +49,11 @@ struct RequestName {
   std::chrono::system_clock::time_point received = std::chrono::system_clock::now();
 };
 
+class SpanExporter;
+
+// From now on each line has a span, too; null: no longer. The exporter outlives the requests.
+void ExportSpansTo(SpanExporter* exporter);
+
 // `summary` is absent where nothing ran. Any thread.
 void LogRequest(const RequestName& name, const absl::Status& status,
                 const std::optional<RequestSummary>& summary);
