@@ -12,9 +12,8 @@
 #include <utility>
 #include <vector>
 
-#if defined(__SANITIZE_ADDRESS__)
+#ifdef CUDA_ON_CPU_ASAN
 #include <sanitizer/common_interface_defs.h>
-#define CUDA_ON_CPU_ASAN 1
 #endif
 
 thread_local uint3 threadIdx, blockIdx;
