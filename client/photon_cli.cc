@@ -425,8 +425,8 @@ struct Connection {
     read("PHOTON_API_KEY", api_key);
     read("PHOTON_API_KEY_FILE", api_key_file);
     read("PHOTON_TLS_CA", ca_file);
-    read("PHOTON_TLS_CERT", certificate_file);
-    read("PHOTON_TLS_KEY", key_file);
+    read("PHOTON_CLIENT_CERT", certificate_file);
+    read("PHOTON_CLIENT_KEY", key_file);
   }
 
   void AddTo(CLI::App& command) {
@@ -446,11 +446,12 @@ struct Connection {
         ->type_name("PATH")
         ->group(group);
     command
-        .add_option("--tls-cert", certificate_file,
-                    "Show the server this certificate, in PEM; default: $PHOTON_TLS_CERT")
+        .add_option("--client-cert", certificate_file,
+                    "Show the server this certificate, in PEM; default: $PHOTON_CLIENT_CERT")
         ->type_name("PATH")
         ->group(group);
-    command.add_option("--tls-key", key_file, "The certificate's key; default: $PHOTON_TLS_KEY")
+    command
+        .add_option("--client-key", key_file, "The certificate's key; default: $PHOTON_CLIENT_KEY")
         ->type_name("PATH")
         ->group(group);
     command
@@ -480,17 +481,17 @@ struct Connection {
       std::istringstream(ReadFile("--api-key-file", api_key_file)) >> options.api_key;
     }
     if (certificate_file.empty() != key_file.empty()) {
-      throw CLI::ValidationError("--tls-cert, --tls-key", "one needs the other");
+      throw CLI::ValidationError("--client-cert, --client-key", "one needs the other");
     }
     if (tls || !ca_file.empty()) {
       options.tls.emplace();
       if (!ca_file.empty()) options.tls->authorities = ReadFile("--tls-ca", ca_file);
       if (!key_file.empty()) {
-        options.tls->certificate = ReadFile("--tls-cert", certificate_file);
-        options.tls->key = ReadFile("--tls-key", key_file);
+        options.tls->certificate = ReadFile("--client-cert", certificate_file);
+        options.tls->key = ReadFile("--client-key", key_file);
       }
     } else if (!key_file.empty()) {
-      throw CLI::ValidationError("--tls-cert", "needs --tls or --tls-ca");
+      throw CLI::ValidationError("--client-cert", "needs --tls or --tls-ca");
     } else if (!options.api_key.empty() && !insecure && !IsLocal()) {
       throw CLI::ValidationError("--api-key", "plaintext to " + server +
                                                   " can be read by others: needs --tls, --tls-ca "

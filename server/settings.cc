@@ -25,8 +25,9 @@ constexpr std::string_view kPrefix = "PHOTON_";
 // In a default that says what the value depends on, and is none itself: "64; 256 on a GPU".
 constexpr char kDepends[] = "; ";
 // Of the programs beside this one.
-constexpr std::array<std::string_view, 5> kClientVariables = {
-    "PHOTON_SERVER", "PHOTON_HTTP", "PHOTON_API_KEY", "PHOTON_API_KEY_FILE", "PHOTON_TLS_CA"};
+constexpr std::array<std::string_view, 7> kClientVariables = {
+    "PHOTON_SERVER", "PHOTON_HTTP",        "PHOTON_API_KEY",   "PHOTON_API_KEY_FILE",
+    "PHOTON_TLS_CA", "PHOTON_CLIENT_CERT", "PHOTON_CLIENT_KEY"};
 // What Kubernetes tells every container of a service that is called photon or photon-...
 constexpr char kServiceLinks[] =
     "PHOTON_([A-Z0-9_]+_)?(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|"

@@ -220,12 +220,23 @@ class TlsTest(unittest.TestCase):
             )
 
         tls = ("--tls-ca", self.authority.certificate)
-        identity = ("--tls-cert", certificate, "--tls-key", key)
+        identity = ("--client-cert", certificate, "--client-key", key)
         with_file = photon(*tls, *identity, "--api-key-file", key_file)
         self.assertEqual(with_file.returncode, 0, with_file.stderr)
         with_variable = photon(*tls, *identity, PHOTON_API_KEY=api_key)
         self.assertEqual(with_variable.returncode, 0, with_variable.stderr)
         self.assertIn("UNAUTHENTICATED", photon(*tls, *identity).stderr)
+        # In the environment of a pod, where the server's own certificate is named, too.
+        pod = {
+            "PHOTON_TLS_CERT": "/server.crt",
+            "PHOTON_TLS_KEY": "/server.key",
+            "PHOTON_TLS_CA": str(self.authority.certificate),
+            "PHOTON_CLIENT_CERT": certificate,
+            "PHOTON_CLIENT_KEY": key,
+            "PHOTON_API_KEY": api_key,
+        }
+        in_pod = photon(**pod)
+        self.assertEqual(in_pod.returncode, 0, in_pod.stderr)
         self.assertEqual(photon(*tls, "--api-key", api_key).returncode, 1)
         self.assertEqual(photon(*identity).returncode, 2, "a certificate needs an authority")
         # A key is not sent where others can read it, unless the address is this machine's.

@@ -134,6 +134,8 @@ TEST_F(SettingsTest, VariablesOfOtherProgramsAreTheirs) {
   EXPECT_THAT(Read({}, {{"PATH", "/bin"},
                         {"PHOTON_SERVER", "127.0.0.1:50051"},
                         {"PHOTON_API_KEY", "secret"},
+                        {"PHOTON_CLIENT_CERT", "client.crt"},
+                        {"PHOTON_CLIENT_KEY", "client.key"},
                         {"PHOTON_SERVICE_HOST", "10.0.0.1"},
                         {"PHOTON_HEADLESS_SERVICE_PORT_GRPC", "50051"},
                         {"PHOTON_PORT", "tcp://10.0.0.1:50051"},
