@@ -61,7 +61,20 @@ def find(objects, kind, name=None):
 
 
 def pod_of(objects):
-    return find(objects, "Deployment")["spec"]["template"]["spec"]
+    return find(objects, "Deployment", "photon")["spec"]["template"]["spec"]
+
+
+def patience_s(probe):
+    return probe["periodSeconds"] * probe["failureThreshold"]
+
+
+def envoys_health_checks():
+    """Of the Envoy in front, which is the last to hear that a pod leaves."""
+    import yaml
+
+    configuration = yaml.safe_load((ROOT / "deploy/envoy/envoy.yaml").read_text())
+    clusters = configuration["static_resources"]["clusters"]
+    return [check for cluster in clusters for check in cluster["health_checks"]]
 
 
 def settings_of(objects):
@@ -151,10 +164,28 @@ class ManifestsTest(unittest.TestCase):
 
     @for_each_overlay
     def test_pods_live_longer_than_their_drain(self, overlay, objects):
-        pod = pod_of(objects)
-        pause = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
-        drain = int(settings_of(objects)["PHOTON_DRAIN_TIMEOUT"])
-        self.assertGreater(pod["terminationGracePeriodSeconds"], pause + drain)
+        settings = tools.in_force(settings_of(objects))
+        drain = settings["drain-pause"] + settings["drain-timeout"]
+        self.assertGreater(pod_of(objects)["terminationGracePeriodSeconds"], drain)
+
+    @for_each_overlay
+    def test_pods_serve_on_until_balancers_have_seen_that_they_leave(self, overlay, objects):
+        pause = tools.in_force(settings_of(objects))["drain-pause"]
+        for check in envoys_health_checks():
+            interval, times = float(check["interval"].rstrip("s")), check["unhealthy_threshold"]
+            self.assertGreater(pause, interval * times)
+
+    @for_each_overlay
+    def test_pods_are_not_killed_while_their_server_may_yet_go_on(self, overlay, objects):
+        patience = patience_s(pod_of(objects)["containers"][0]["livenessProbe"])
+        self.assertGreater(patience, tools.in_force(settings_of(objects))["step-timeout"])
+
+    def test_a_gpu_is_asked_of_the_cluster_and_of_the_server(self):
+        for overlay, objects in self.rendered.items():
+            limits = pod_of(objects)["containers"][0]["resources"]["limits"]
+            device = settings_of(objects).get("PHOTON_DEVICE")
+            self.assertEqual("nvidia.com/gpu" in limits, device == "cuda", overlay)
+            self.assertEqual(overlay.startswith("gpu"), device == "cuda", overlay)
 
     @for_each_overlay
     def test_pods_keep_to_the_restricted_standard(self, overlay, objects):
@@ -174,7 +205,7 @@ class ManifestsTest(unittest.TestCase):
         ports = {port["name"] for port in pod["containers"][0]["ports"]}
         numbers = {port["containerPort"] for port in pod["containers"][0]["ports"]}
         for each in objects:
-            if each["kind"] == "Service":
+            if each["kind"] == "Service" and each["metadata"]["name"] != "photon-envoy":
                 self.assertLessEqual({p["targetPort"] for p in each["spec"]["ports"]}, ports)
             if each["kind"] == "InferencePool":
                 self.assertLessEqual({p["number"] for p in each["spec"]["targetPorts"]}, numbers)
@@ -186,12 +217,22 @@ class ManifestsTest(unittest.TestCase):
         self.assertLessEqual(mounts, volumes)
         find(objects, "PriorityClass", pod["priorityClassName"])
 
-    def test_routes_name_services_of_the_contract(self):
-        contract = "".join(path.read_text() for path in (ROOT / "proto/photon/v1").glob("*.proto"))
-        services = {f"photon.v1.{name}" for name in re.findall(r"^service (\w+)", contract, re.M)}
+    def test_grpc_is_routed_to_a_service_that_follows_affinity(self):
+        contract = set()
+        for path in (ROOT / "proto").rglob("*.proto"):
+            text = path.read_text()
+            (package,) = re.findall(r"^package ([\w.]+);", text, re.M)
+            contract |= {f"{package}.{name}" for name in re.findall(r"^service (\w+)", text, re.M)}
+        envoy = find(self.rendered["gpu"], "Service", "photon-envoy")
+        routed = set()
         for rule in find(self.rendered["gpu"], "GRPCRoute")["spec"]["rules"]:
-            for match in rule["matches"]:
-                self.assertIn(match["method"]["service"], services)
+            routed |= {match["method"]["service"] for match in rule["matches"]}
+            for backend in rule["backendRefs"]:
+                self.assertEqual(backend["name"], envoy["metadata"]["name"])
+                self.assertIn(backend["port"], [port["port"] for port in envoy["spec"]["ports"]])
+        self.assertLessEqual(routed, contract)
+        # An operator speaks to one replica. Health is the gateway's own business.
+        self.assertEqual(contract - routed, {"photon.v1.AdminService", "grpc.health.v1.Health"})
 
     @for_each_overlay
     def test_pods_have_no_more_than_one_autoscaler(self, overlay, objects):

@@ -4,6 +4,7 @@ import os
 import pathlib
 import re
 import subprocess
+import tomllib
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -34,3 +35,11 @@ def run(*command, **settings):
 def server_variables():
     """The environment variables that photon-server reads, by its own help."""
     return set(re.findall(r"Env:(PHOTON_\w+)", run(SERVER, "--help").stdout))
+
+
+def in_force(variables):
+    """The settings that photon-server has in an environment, by their names in a file."""
+    printed = run(SERVER, "--print-config", "--model", ROOT / "models/demo", env=variables)
+    if printed.returncode != 0:
+        raise AssertionError(printed.stderr)
+    return tomllib.loads(printed.stdout)
