@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 
 from photon_client._retry import Attempts
+from photon_client.errors import from_grpc
 from photon_client.types import RetryPolicy, Tls
 
 #: Proxies choose the replica by it; servers ignore it.
@@ -47,6 +48,19 @@ class Call:
     metadata: tuple[tuple[str, str], ...]
     attempts: Attempts
 
+    def remaining_s(self) -> float | None:
+        """The timeout of an attempt that begins now."""
+        return self.attempts.remaining_s()
+
+    def delay_after(self, failed: grpc.RpcError, *, began: bool = False) -> float:
+        """Seconds to wait before the next attempt. Raises the error where there is to be none, as always
+        after something of an answer came (``began``)."""
+        error = from_grpc(failed, self.request_id)
+        delay = None if began else self.attempts.delay_after(error)
+        if delay is None:
+            raise error from None
+        return delay
+
 
 @dataclass(frozen=True)
 class CallDefaults:
@@ -57,12 +71,7 @@ class CallDefaults:
     retry: RetryPolicy
 
     def call(
-        self,
-        *,
-        repeatable: bool,
-        timeout_s: float | None,
-        request_id: str | None,
-        affinity: str = "",
+        self, repeatable: bool, affinity: str, timeout_s: float | None, request_id: str | None
     ) -> Call:
         identifier = request_id or uuid.uuid4().hex
         metadata = [("x-request-id", identifier)]

@@ -40,3 +40,22 @@ class Attempts:
         if isinstance(error, UnavailableError):
             return self._repeatable or error.refused_by_server
         return isinstance(error, ResourceExhaustedError) and error.retry_after_s is not None
+
+
+class Waiting:
+    """Looks again and again, ever less often, until time is up."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._give_up = time.monotonic() + timeout_s
+        self._pause_s = 0.05
+
+    def look_s(self) -> float | None:
+        """How long the next look may take; None: time is up."""
+        remaining = self._give_up - time.monotonic()
+        return min(remaining, 5.0) if remaining > 0 else None
+
+    def pause_s(self) -> float:
+        """How long to wait before that."""
+        pause = min(self._pause_s, max(0.0, self._give_up - time.monotonic()))
+        self._pause_s = min(1.0, self._pause_s * 1.5)
+        return pause

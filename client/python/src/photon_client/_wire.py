@@ -3,123 +3,18 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from collections.abc import Iterator
 
-from google.protobuf.message import Message
 from photon.v1 import document_pb2, generation_pb2, integration_pb2, model_pb2
 
 from photon_client import public_formats_pb2 as formats
 from photon_client import types
 from photon_client.errors import from_code
 
-Request = TypeVar("Request", bound=Message)
-Response = TypeVar("Response", bound=Message)
-
-
-@dataclass(frozen=True)
-class Method(Generic[Request, Response]):
-    """A method of a service."""
-
-    path: str
-    request: type[Request]
-    response: type[Response]
-    #: Doing it twice does no harm.
-    repeatable: bool = True
-
-
-_GENERATION = "/photon.v1.GenerationService/"
-_DOCUMENTS = "/photon.v1.DocumentService/"
-_MODEL = "/photon.v1.ModelService/"
-
-GENERATE = Method(
-    _GENERATION + "Generate", generation_pb2.GenerateRequest, generation_pb2.GenerateResponse
-)
-GENERATE_BATCH = Method(
-    _GENERATION + "GenerateBatch",
-    generation_pb2.GenerateBatchRequest,
-    generation_pb2.GenerateBatchResponse,
-)
-ASK = Method(_DOCUMENTS + "Ask", document_pb2.AskRequest, document_pb2.AskResponse)
-CREATE_DOCUMENT = Method(
-    _DOCUMENTS + "CreateDocument",
-    document_pb2.CreateDocumentRequest,
-    document_pb2.CreateDocumentResponse,
-    repeatable=False,
-)
-GET_DOCUMENT = Method(
-    _DOCUMENTS + "GetDocument", document_pb2.GetDocumentRequest, document_pb2.GetDocumentResponse
-)
-LIST_DOCUMENTS = Method(
-    _DOCUMENTS + "ListDocuments",
-    document_pb2.ListDocumentsRequest,
-    document_pb2.ListDocumentsResponse,
-)
-UPDATE_DOCUMENT = Method(
-    _DOCUMENTS + "UpdateDocument",
-    document_pb2.UpdateDocumentRequest,
-    document_pb2.UpdateDocumentResponse,
-)
-DELETE_DOCUMENT = Method(
-    _DOCUMENTS + "DeleteDocument",
-    document_pb2.DeleteDocumentRequest,
-    document_pb2.DeleteDocumentResponse,
-    repeatable=False,
-)
-GET_MODEL_INFO = Method(
-    _MODEL + "GetModelInfo", model_pb2.GetModelInfoRequest, model_pb2.GetModelInfoResponse
-)
-TOKENIZE = Method(_MODEL + "Tokenize", model_pb2.TokenizeRequest, model_pb2.TokenizeResponse)
-DETOKENIZE = Method(
-    _MODEL + "Detokenize", model_pb2.DetokenizeRequest, model_pb2.DetokenizeResponse
-)
-ESTIMATE_COST = Method(
-    _MODEL + "EstimateCost", model_pb2.EstimateCostRequest, model_pb2.EstimateCostResponse
-)
-CHECK_HEALTH = Method(
-    "/grpc.health.v1.Health/Check", formats.HealthCheckRequest, formats.HealthCheckResponse
-)
-
-# --- Affinity: which replica a proxy sends a call to. ---
-
-# Prompts that begin with so much of the same share enough of the cache to be worth the same replica.
-_PREFIX_CHARACTERS = 512
-_PREFIX_TOKENS = 128
-
-
-def _digest(content: types.Prompt) -> str:
-    data = content if isinstance(content, str) else ",".join(map(str, content))
-    return hashlib.sha256(data.encode()).hexdigest()[:16]
-
-
-def prefix_affinity(prompt: types.Prompt) -> str:
-    """Of prompts that begin alike, the same; empty for those that are too short for it to matter."""
-    length = _PREFIX_CHARACTERS if isinstance(prompt, str) else _PREFIX_TOKENS
-    return _digest(prompt[:length]) if len(prompt) >= length else ""
-
-
-def batch_affinity(prompts: Sequence[types.Prompt]) -> str:
-    """Of the first prompt: the prompts of a batch that gain from a replica begin alike."""
-    return prefix_affinity(prompts[0]) if prompts else ""
-
-
-def document_affinity(content: types.Prompt) -> str:
-    return _digest(content)
-
-
-def split_reference(document: types.Document | str) -> tuple[str, str]:
-    """(affinity, id)"""
-    reference = document if isinstance(document, str) else document.reference
-    affinity, _, document_id = reference.rpartition("/")
-    return affinity, document_id
-
-
 # --- Requests ---
 
 
-def _prompt(prompt: types.Prompt) -> generation_pb2.Prompt:
+def prompt(prompt: types.Prompt) -> generation_pb2.Prompt:
     if isinstance(prompt, str):
         return generation_pb2.Prompt(text=prompt)
     return generation_pb2.Prompt(token_ids=generation_pb2.TokenIds(ids=prompt))
@@ -148,11 +43,11 @@ def _integration(
     return integration_pb2.Integration(majority_vote=vote, omit_samples=omit_samples)
 
 
-def _parameters(
+def parameters(
     parameters: types.Parameters,
     n: int,
     integrate: types.Vote | types.BestOf | None,
-    omit_samples: bool,
+    omit_samples: bool = False,
 ) -> generation_pb2.GenerationParameters:
     unknown = set(parameters) - set(types.Parameters.__annotations__)
     if unknown:
@@ -183,47 +78,6 @@ def _parameters(
     )
 
 
-def generate_request(
-    prompt: types.Prompt,
-    parameters: types.Parameters,
-    *,
-    n: int = 1,
-    integrate: types.Vote | types.BestOf | None = None,
-    omit_samples: bool = False,
-) -> generation_pb2.GenerateRequest:
-    return generation_pb2.GenerateRequest(
-        prompt=_prompt(prompt), parameters=_parameters(parameters, n, integrate, omit_samples)
-    )
-
-
-def batch_request(
-    prompts: Sequence[types.Prompt],
-    parameters: types.Parameters,
-    *,
-    n: int = 1,
-    integrate: types.Vote | types.BestOf | None = None,
-) -> generation_pb2.GenerateBatchRequest:
-    return generation_pb2.GenerateBatchRequest(
-        prompts=[_prompt(prompt) for prompt in prompts],
-        parameters=_parameters(parameters, n, integrate, False),
-    )
-
-
-def ask_request(
-    document_id: str,
-    questions: Sequence[types.Prompt],
-    parameters: types.Parameters,
-    *,
-    n: int = 1,
-    integrate: types.Vote | types.BestOf | None = None,
-) -> document_pb2.AskRequest:
-    return document_pb2.AskRequest(
-        document_id=document_id,
-        questions=[_prompt(question) for question in questions],
-        parameters=_parameters(parameters, n, integrate, False),
-    )
-
-
 def upload_requests(
     content: types.Prompt, name: str, ttl_s: int | None
 ) -> Iterator[document_pb2.CreateDocumentRequest]:
@@ -238,16 +92,6 @@ def upload_requests(
             yield document_pb2.CreateDocumentRequest(text=part)
         else:
             yield document_pb2.CreateDocumentRequest(token_ids=generation_pb2.TokenIds(ids=part))
-
-
-def cost_request(
-    prompt: types.Prompt | None, prompt_tokens: int | None, max_tokens: int | None
-) -> model_pb2.EstimateCostRequest:
-    if (prompt is None) == (prompt_tokens is None):
-        raise TypeError("estimate_cost takes a prompt or prompt_tokens")
-    if prompt is not None:
-        return model_pb2.EstimateCostRequest(prompt=_prompt(prompt), max_tokens=max_tokens)
-    return model_pb2.EstimateCostRequest(prompt_tokens=prompt_tokens, max_tokens=max_tokens)
 
 
 # --- Responses ---
@@ -328,17 +172,20 @@ def chunk_of_generate(message: generation_pb2.GenerateResponse) -> types.Chunk:
 
 
 def chunk_of_batch(message: generation_pb2.GenerateBatchResponse) -> types.Chunk:
-    if message.HasField("error"):
-        error = from_code(message.error.code, message.error.message)
-        return types.Chunk("", (), query=message.prompt_index, error=error)
-    return _output(message.output, message.prompt_index)
+    return _output_or_error(message, message.prompt_index)
 
 
 def chunk_of_ask(message: document_pb2.AskResponse) -> types.Chunk:
+    return _output_or_error(message, message.question_index)
+
+
+def _output_or_error(
+    message: generation_pb2.GenerateBatchResponse | document_pb2.AskResponse, query: int
+) -> types.Chunk:
     if message.HasField("error"):
         error = from_code(message.error.code, message.error.message)
-        return types.Chunk("", (), query=message.question_index, error=error)
-    return _output(message.output, message.question_index)
+        return types.Chunk("", (), query=query, error=error)
+    return _output(message.output, query)
 
 
 class Outcomes:

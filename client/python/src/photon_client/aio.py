@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol, TypeVar, Unpack
 
 import grpc
 import grpc.aio
-from photon.v1 import document_pb2, model_pb2
 
-from photon_client import _wire, errors, types
-from photon_client import public_formats_pb2 as formats
+from photon_client import _calls, _wire, errors, types
 from photon_client._channel import Call, CallDefaults, check_key_is_safe, credentials
-from photon_client._wire import Method, Request, Response
+from photon_client._retry import Waiting
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class _Messages(Protocol):
@@ -71,11 +68,7 @@ class AsyncStream(AsyncIterator[types.Chunk]):
                     raise
                 raise self._cancelled() from None
             except grpc.RpcError as failed:
-                error = errors.from_grpc(failed, self.request_id)
-                delay = None if self._began else self._call.attempts.delay_after(error)
-                if delay is None:
-                    raise error from None
-                await asyncio.sleep(delay)
+                await asyncio.sleep(self._call.delay_after(failed, began=self._began))
                 if self._left:
                     raise self._cancelled() from None
                 self._rpc = self._start()
@@ -157,10 +150,8 @@ class AsyncClient:
         **parameters: Unpack[types.Parameters],
     ) -> types.Generation:
         """As :meth:`Client.generate`."""
-        stream = self.stream(
-            prompt, timeout_s=timeout_s, request_id=request_id, affinity=affinity, **parameters
-        )
-        return (await _gather(stream, 1))[0].samples[0]
+        call = _calls.generate(prompt, parameters, affinity)
+        return (await self._outcomes(call, timeout_s, request_id))[0].samples[0]
 
     def stream(
         self,
@@ -173,10 +164,9 @@ class AsyncClient:
         **parameters: Unpack[types.Parameters],
     ) -> AsyncStream:
         """As :meth:`Client.stream`."""
-        affinity = _wire.prefix_affinity(prompt) if affinity is None else affinity
-        request = _wire.generate_request(prompt, parameters, n=n)
-        call = self._call(_wire.GENERATE, timeout_s, request_id, affinity)
-        return self._stream(_wire.GENERATE, request, _wire.chunk_of_generate, call)
+        return self._stream(
+            _calls.generate(prompt, parameters, affinity, n=n), timeout_s, request_id
+        )
 
     async def samples(
         self,
@@ -190,11 +180,8 @@ class AsyncClient:
         **parameters: Unpack[types.Parameters],
     ) -> types.Outcome:
         """As :meth:`Client.samples`."""
-        affinity = _wire.prefix_affinity(prompt) if affinity is None else affinity
-        request = _wire.generate_request(prompt, parameters, n=n, integrate=integrate)
-        call = self._call(_wire.GENERATE, timeout_s, request_id, affinity)
-        stream = self._stream(_wire.GENERATE, request, _wire.chunk_of_generate, call)
-        return (await _gather(stream, 1))[0]
+        call = _calls.generate(prompt, parameters, affinity, n=n, integrate=integrate)
+        return (await self._outcomes(call, timeout_s, request_id))[0]
 
     async def vote(
         self,
@@ -208,9 +195,8 @@ class AsyncClient:
         **parameters: Unpack[types.Parameters],
     ) -> types.Consensus:
         """As :meth:`Client.vote`."""
-        return await self._consensus(
-            prompt, n, types.Vote(answer), timeout_s, request_id, affinity, parameters
-        )
+        call = _calls.consensus(prompt, parameters, affinity, n=n, integrate=types.Vote(answer))
+        return _wire.consensus_of((await self._outcomes(call, timeout_s, request_id))[0])
 
     async def best_of(
         self,
@@ -223,9 +209,8 @@ class AsyncClient:
         **parameters: Unpack[types.Parameters],
     ) -> types.Consensus:
         """As :meth:`Client.best_of`."""
-        return await self._consensus(
-            prompt, n, types.BestOf(), timeout_s, request_id, affinity, parameters
-        )
+        call = _calls.consensus(prompt, parameters, affinity, n=n, integrate=types.BestOf())
+        return _wire.consensus_of((await self._outcomes(call, timeout_s, request_id))[0])
 
     async def batch(
         self,
@@ -239,11 +224,8 @@ class AsyncClient:
         **parameters: Unpack[types.Parameters],
     ) -> list[types.Outcome]:
         """As :meth:`Client.batch`."""
-        affinity = _wire.batch_affinity(prompts) if affinity is None else affinity
-        request = _wire.batch_request(prompts, parameters, n=n, integrate=integrate)
-        call = self._call(_wire.GENERATE_BATCH, timeout_s, request_id, affinity)
-        stream = self._stream(_wire.GENERATE_BATCH, request, _wire.chunk_of_batch, call)
-        return await _gather(stream, len(prompts))
+        call = _calls.batch(prompts, parameters, affinity, n=n, integrate=integrate)
+        return await self._outcomes(call, timeout_s, request_id)
 
     def stream_batch(
         self,
@@ -256,10 +238,7 @@ class AsyncClient:
         **parameters: Unpack[types.Parameters],
     ) -> AsyncStream:
         """As :meth:`Client.stream_batch`."""
-        affinity = _wire.batch_affinity(prompts) if affinity is None else affinity
-        request = _wire.batch_request(prompts, parameters, n=n)
-        call = self._call(_wire.GENERATE_BATCH, timeout_s, request_id, affinity)
-        return self._stream(_wire.GENERATE_BATCH, request, _wire.chunk_of_batch, call)
+        return self._stream(_calls.batch(prompts, parameters, affinity, n=n), timeout_s, request_id)
 
     # --- Documents ---
 
@@ -274,23 +253,8 @@ class AsyncClient:
         affinity: str | None = None,
     ) -> types.Document:
         """As :meth:`Client.create_document`."""
-        affinity = _wire.document_affinity(content) if affinity is None else affinity
-        method = _wire.CREATE_DOCUMENT
-        call = self._call(method, timeout_s, request_id, affinity)
-        upload = self._channel.stream_unary(
-            method.path,
-            request_serializer=method.request.SerializeToString,
-            response_deserializer=method.response.FromString,
-        )
-
-        async def attempt() -> document_pb2.CreateDocumentResponse:
-            return await upload(
-                _wire.upload_requests(content, name, ttl_s),
-                timeout=call.attempts.remaining_s(),
-                metadata=call.metadata,
-            )
-
-        return _wire.document((await _retried(attempt, call)).document, affinity)
+        call = _calls.create_document(content, name, ttl_s, affinity)
+        return await self._unary(call, timeout_s, request_id)
 
     async def get_document(
         self,
@@ -300,10 +264,7 @@ class AsyncClient:
         request_id: str | None = None,
     ) -> types.Document:
         """As :meth:`Client.get_document`."""
-        affinity, document_id = _wire.split_reference(document)
-        request = document_pb2.GetDocumentRequest(document_id=document_id)
-        response = await self._unary(_wire.GET_DOCUMENT, request, timeout_s, request_id, affinity)
-        return _wire.document(response.document, affinity)
+        return await self._unary(_calls.get_document(document), timeout_s, request_id)
 
     async def list_documents(
         self,
@@ -313,9 +274,7 @@ class AsyncClient:
         request_id: str | None = None,
     ) -> list[types.Document]:
         """As :meth:`Client.list_documents`."""
-        request = document_pb2.ListDocumentsRequest()
-        response = await self._unary(_wire.LIST_DOCUMENTS, request, timeout_s, request_id, affinity)
-        return [_wire.document(document, affinity) for document in response.documents]
+        return await self._unary(_calls.list_documents(affinity), timeout_s, request_id)
 
     async def extend_document(
         self,
@@ -326,10 +285,7 @@ class AsyncClient:
         request_id: str | None = None,
     ) -> types.Document:
         """As :meth:`Client.extend_document`."""
-        affinity, document_id = _wire.split_reference(document)
-        request = document_pb2.UpdateDocumentRequest(document_id=document_id, ttl_s=ttl_s)
-        response = await self._unary(_wire.UPDATE_DOCUMENT, request, timeout_s, request_id, affinity)
-        return _wire.document(response.document, affinity)
+        return await self._unary(_calls.extend_document(document, ttl_s), timeout_s, request_id)
 
     async def delete_document(
         self,
@@ -339,9 +295,7 @@ class AsyncClient:
         request_id: str | None = None,
     ) -> None:
         """As :meth:`Client.delete_document`."""
-        affinity, document_id = _wire.split_reference(document)
-        request = document_pb2.DeleteDocumentRequest(document_id=document_id)
-        await self._unary(_wire.DELETE_DOCUMENT, request, timeout_s, request_id, affinity)
+        await self._unary(_calls.delete_document(document), timeout_s, request_id)
 
     async def ask(
         self,
@@ -355,12 +309,8 @@ class AsyncClient:
         **parameters: Unpack[types.Parameters],
     ) -> list[types.Outcome]:
         """As :meth:`Client.ask`."""
-        affinity, document_id = _wire.split_reference(document)
-        request = _wire.ask_request(document_id, questions, parameters, n=n, integrate=integrate)
-        call = self._call(_wire.ASK, timeout_s, request_id, affinity)
-        return await _gather(
-            self._stream(_wire.ASK, request, _wire.chunk_of_ask, call), len(questions)
-        )
+        call = _calls.ask(document, questions, parameters, n=n, integrate=integrate)
+        return await self._outcomes(call, timeout_s, request_id)
 
     def stream_ask(
         self,
@@ -373,10 +323,9 @@ class AsyncClient:
         **parameters: Unpack[types.Parameters],
     ) -> AsyncStream:
         """As :meth:`Client.stream_ask`."""
-        affinity, document_id = _wire.split_reference(document)
-        request = _wire.ask_request(document_id, questions, parameters, n=n)
-        call = self._call(_wire.ASK, timeout_s, request_id, affinity)
-        return self._stream(_wire.ASK, request, _wire.chunk_of_ask, call)
+        return self._stream(
+            _calls.ask(document, questions, parameters, n=n), timeout_s, request_id
+        )
 
     # --- The model ---
 
@@ -384,10 +333,7 @@ class AsyncClient:
         self, *, timeout_s: float | None = None, request_id: str | None = None
     ) -> types.ModelInfo:
         """As :meth:`Client.model_info`."""
-        request = model_pb2.GetModelInfoRequest()
-        return _wire.model_info(
-            await self._unary(_wire.GET_MODEL_INFO, request, timeout_s, request_id)
-        )
+        return await self._unary(_calls.model_info(), timeout_s, request_id)
 
     async def tokenize(
         self,
@@ -398,8 +344,7 @@ class AsyncClient:
         request_id: str | None = None,
     ) -> list[int]:
         """As :meth:`Client.tokenize`."""
-        request = model_pb2.TokenizeRequest(text=text, add_bos=add_bos)
-        return list((await self._unary(_wire.TOKENIZE, request, timeout_s, request_id)).token_ids)
+        return await self._unary(_calls.tokenize(text, add_bos), timeout_s, request_id)
 
     async def detokenize(
         self,
@@ -409,8 +354,7 @@ class AsyncClient:
         request_id: str | None = None,
     ) -> str:
         """As :meth:`Client.detokenize`."""
-        request = model_pb2.DetokenizeRequest(token_ids=token_ids)
-        return (await self._unary(_wire.DETOKENIZE, request, timeout_s, request_id)).text
+        return await self._unary(_calls.detokenize(token_ids), timeout_s, request_id)
 
     async def estimate_cost(
         self,
@@ -422,8 +366,8 @@ class AsyncClient:
         request_id: str | None = None,
     ) -> types.Cost:
         """As :meth:`Client.estimate_cost`."""
-        request = _wire.cost_request(prompt, prompt_tokens, max_tokens)
-        return _wire.cost(await self._unary(_wire.ESTIMATE_COST, request, timeout_s, request_id))
+        call = _calls.estimate_cost(prompt, prompt_tokens, max_tokens)
+        return await self._unary(call, timeout_s, request_id)
 
     # --- Health ---
 
@@ -435,111 +379,58 @@ class AsyncClient:
         request_id: str | None = None,
     ) -> types.HealthStatus:
         """As :meth:`Client.health`."""
-        request = formats.HealthCheckRequest(service=service)
-        return _wire.health(await self._unary(_wire.CHECK_HEALTH, request, timeout_s, request_id))
+        return await self._unary(_calls.health(service), timeout_s, request_id)
 
     async def wait_until_serving(self, timeout_s: float) -> None:
         """As :meth:`Client.wait_until_serving`."""
-        give_up = time.monotonic() + timeout_s
-        pause = 0.05
-        while (remaining := give_up - time.monotonic()) > 0:
+        waiting = Waiting(timeout_s)
+        while (look_s := waiting.look_s()) is not None:
             try:
-                if await self.health(timeout_s=min(remaining, 5.0)) is types.HealthStatus.SERVING:
+                if await self.health(timeout_s=look_s) is types.HealthStatus.SERVING:
                     return
             except (errors.UnavailableError, errors.DeadlineExceededError):
                 pass
-            await asyncio.sleep(min(pause, max(0.0, give_up - time.monotonic())))
-            pause = min(1.0, pause * 1.5)
+            await asyncio.sleep(waiting.pause_s())
         raise errors.DeadlineExceededError(
             "DEADLINE_EXCEEDED", f"the server was not ready within {timeout_s} s"
         )
 
     # --- Calls ---
 
-    def _call(
-        self,
-        method: Method[Request, Response],
-        timeout_s: float | None,
-        request_id: str | None,
-        affinity: str,
-    ) -> Call:
-        return self._defaults.call(
-            repeatable=method.repeatable,
-            timeout_s=timeout_s,
-            request_id=request_id,
-            affinity=affinity,
-        )
-
     async def _unary(
-        self,
-        method: Method[Request, Response],
-        request: Request,
-        timeout_s: float | None,
-        request_id: str | None,
-        affinity: str = "",
-    ) -> Response:
-        call = self._call(method, timeout_s, request_id, affinity)
-        rpc = self._channel.unary_unary(
-            method.path,
-            request_serializer=method.request.SerializeToString,
-            response_deserializer=method.response.FromString,
-        )
-        return await _retried(
-            lambda: rpc(request, timeout=call.attempts.remaining_s(), metadata=call.metadata), call
-        )
+        self, exchange: _calls.Unary[Result], timeout_s: float | None, request_id: str | None
+    ) -> Result:
+        channel: Any = self._channel
+        stub = exchange.method.on(channel.stream_unary if exchange.uploads else channel.unary_unary)
+        call = self._defaults.call(exchange.method.repeatable, exchange.affinity, timeout_s, request_id)
+        while True:
+            try:
+                return exchange.result(
+                    await stub(
+                        exchange.argument(), timeout=call.remaining_s(), metadata=call.metadata
+                    )
+                )
+            except grpc.RpcError as failed:
+                await asyncio.sleep(call.delay_after(failed))
 
     def _stream(
-        self,
-        method: Method[Request, Response],
-        request: Request,
-        to_chunk: Callable[[Response], types.Chunk],
-        call: Call,
+        self, exchange: _calls.Streamed, timeout_s: float | None, request_id: str | None
     ) -> AsyncStream:
-        rpc = self._channel.unary_stream(
-            method.path,
-            request_serializer=method.request.SerializeToString,
-            response_deserializer=method.response.FromString,
-        )
+        stub = exchange.method.on(self._channel.unary_stream)
+        call = self._defaults.call(exchange.method.repeatable, exchange.affinity, timeout_s, request_id)
         return AsyncStream(
-            lambda: rpc(request, timeout=call.attempts.remaining_s(), metadata=call.metadata),
-            to_chunk,
+            lambda: stub(
+                exchange.request, timeout=call.remaining_s(), metadata=call.metadata
+            ),
+            exchange.to_chunk,
             call,
         )
 
-    async def _consensus(
-        self,
-        prompt: types.Prompt,
-        n: int,
-        integrate: types.Vote | types.BestOf,
-        timeout_s: float | None,
-        request_id: str | None,
-        affinity: str | None,
-        parameters: types.Parameters,
-    ) -> types.Consensus:
-        affinity = _wire.prefix_affinity(prompt) if affinity is None else affinity
-        request = _wire.generate_request(
-            prompt, parameters, n=n, integrate=integrate, omit_samples=True
-        )
-        call = self._call(_wire.GENERATE, timeout_s, request_id, affinity)
-        stream = self._stream(_wire.GENERATE, request, _wire.chunk_of_generate, call)
-        return _wire.consensus_of((await _gather(stream, 1))[0])
-
-
-async def _gather(stream: AsyncStream, num_queries: int) -> list[types.Outcome]:
-    outcomes = _wire.Outcomes(num_queries)
-    async with stream:
-        async for chunk in stream:
-            outcomes.add(chunk)
-    return outcomes.finish()
-
-
-async def _retried(attempt: Callable[[], Awaitable[Answer]], call: Call) -> Answer:
-    while True:
-        try:
-            return await attempt()
-        except grpc.RpcError as failed:
-            error = errors.from_grpc(failed, call.request_id)
-            delay = call.attempts.delay_after(error)
-            if delay is None:
-                raise error from None
-            await asyncio.sleep(delay)
+    async def _outcomes(
+        self, exchange: _calls.Streamed, timeout_s: float | None, request_id: str | None
+    ) -> list[types.Outcome]:
+        outcomes = _wire.Outcomes(exchange.num_queries)
+        async with self._stream(exchange, timeout_s, request_id) as stream:
+            async for chunk in stream:
+                outcomes.add(chunk)
+        return outcomes.finish()

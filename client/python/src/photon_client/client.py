@@ -9,14 +9,12 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar, Unpack
 
 import grpc
-from photon.v1 import document_pb2, model_pb2
 
-from photon_client import _wire, errors, types
-from photon_client import public_formats_pb2 as formats
+from photon_client import _calls, _wire, errors, types
 from photon_client._channel import Call, CallDefaults, check_key_is_safe, credentials
-from photon_client._wire import Method, Request, Response
+from photon_client._retry import Waiting
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class _Messages(Protocol):
@@ -63,10 +61,8 @@ class Stream(Iterator[types.Chunk]):
             try:
                 message = next(self._rpc)
             except grpc.RpcError as failed:
-                error = errors.from_grpc(failed, self.request_id)
-                delay = None if self._began else self._call.attempts.delay_after(error)
-                if delay is None or self._left.wait(delay):
-                    raise error from None
+                if self._left.wait(self._call.delay_after(failed, began=self._began)):
+                    raise errors.from_grpc(failed, self.request_id) from None
                 self._rpc = self._start()
                 continue
             self._began = True
@@ -153,10 +149,8 @@ class Client:
 
         >>> client.generate("Once upon a time", stop=["."], seed=7).text       # doctest: +SKIP
         """
-        stream = self.stream(
-            prompt, timeout_s=timeout_s, request_id=request_id, affinity=affinity, **parameters
-        )
-        return _gather(stream, 1)[0].samples[0]
+        call = _calls.generate(prompt, parameters, affinity)
+        return self._outcomes(call, timeout_s, request_id)[0].samples[0]
 
     def stream(
         self,
@@ -169,10 +163,9 @@ class Client:
         **parameters: Unpack[types.Parameters],
     ) -> Stream:
         """Continues a prompt in ``n`` samples, whose chunks come mixed: see :attr:`Chunk.sample`."""
-        affinity = _wire.prefix_affinity(prompt) if affinity is None else affinity
-        request = _wire.generate_request(prompt, parameters, n=n)
-        call = self._call(_wire.GENERATE, timeout_s, request_id, affinity)
-        return self._stream(_wire.GENERATE, request, _wire.chunk_of_generate, call)
+        return self._stream(
+            _calls.generate(prompt, parameters, affinity, n=n), timeout_s, request_id
+        )
 
     def samples(
         self,
@@ -189,11 +182,8 @@ class Client:
 
         >>> client.samples("Once upon a time", 4, max_tokens=20).samples[3].text  # doctest: +SKIP
         """
-        affinity = _wire.prefix_affinity(prompt) if affinity is None else affinity
-        request = _wire.generate_request(prompt, parameters, n=n, integrate=integrate)
-        call = self._call(_wire.GENERATE, timeout_s, request_id, affinity)
-        stream = self._stream(_wire.GENERATE, request, _wire.chunk_of_generate, call)
-        return _gather(stream, 1)[0]
+        call = _calls.generate(prompt, parameters, affinity, n=n, integrate=integrate)
+        return self._outcomes(call, timeout_s, request_id)[0]
 
     def vote(
         self,
@@ -210,9 +200,8 @@ class Client:
 
         >>> client.vote("6 times 7 is", 16, max_tokens=8).answer               # doctest: +SKIP
         """
-        return self._consensus(
-            prompt, n, types.Vote(answer), timeout_s, request_id, affinity, parameters
-        )
+        call = _calls.consensus(prompt, parameters, affinity, n=n, integrate=types.Vote(answer))
+        return _wire.consensus_of(self._outcomes(call, timeout_s, request_id)[0])
 
     def best_of(
         self,
@@ -225,9 +214,8 @@ class Client:
         **parameters: Unpack[types.Parameters],
     ) -> types.Consensus:
         """Of ``n`` samples the one with the highest mean log-probability."""
-        return self._consensus(
-            prompt, n, types.BestOf(), timeout_s, request_id, affinity, parameters
-        )
+        call = _calls.consensus(prompt, parameters, affinity, n=n, integrate=types.BestOf())
+        return _wire.consensus_of(self._outcomes(call, timeout_s, request_id)[0])
 
     def batch(
         self,
@@ -244,11 +232,8 @@ class Client:
 
         >>> [o.text for o in client.batch(["One day", "The fox"], max_tokens=9)]  # doctest: +SKIP
         """
-        affinity = _wire.batch_affinity(prompts) if affinity is None else affinity
-        request = _wire.batch_request(prompts, parameters, n=n, integrate=integrate)
-        call = self._call(_wire.GENERATE_BATCH, timeout_s, request_id, affinity)
-        stream = self._stream(_wire.GENERATE_BATCH, request, _wire.chunk_of_batch, call)
-        return _gather(stream, len(prompts))
+        call = _calls.batch(prompts, parameters, affinity, n=n, integrate=integrate)
+        return self._outcomes(call, timeout_s, request_id)
 
     def stream_batch(
         self,
@@ -261,10 +246,7 @@ class Client:
         **parameters: Unpack[types.Parameters],
     ) -> Stream:
         """As :meth:`batch`, as it comes: see :attr:`Chunk.query`."""
-        affinity = _wire.batch_affinity(prompts) if affinity is None else affinity
-        request = _wire.batch_request(prompts, parameters, n=n)
-        call = self._call(_wire.GENERATE_BATCH, timeout_s, request_id, affinity)
-        return self._stream(_wire.GENERATE_BATCH, request, _wire.chunk_of_batch, call)
+        return self._stream(_calls.batch(prompts, parameters, affinity, n=n), timeout_s, request_id)
 
     # --- Documents ---
 
@@ -283,23 +265,8 @@ class Client:
         >>> document = client.create_document(Path("story.txt").read_text())   # doctest: +SKIP
         >>> client.ask(document, [" So the fox", " And the owl"])[0].text      # doctest: +SKIP
         """
-        affinity = _wire.document_affinity(content) if affinity is None else affinity
-        method = _wire.CREATE_DOCUMENT
-        call = self._call(method, timeout_s, request_id, affinity)
-        upload = self._channel.stream_unary(
-            method.path,
-            request_serializer=method.request.SerializeToString,
-            response_deserializer=method.response.FromString,
-        )
-
-        def attempt() -> document_pb2.CreateDocumentResponse:
-            return upload(
-                _wire.upload_requests(content, name, ttl_s),
-                timeout=call.attempts.remaining_s(),
-                metadata=call.metadata,
-            )
-
-        return _wire.document(_retried(attempt, call).document, affinity)
+        call = _calls.create_document(content, name, ttl_s, affinity)
+        return self._unary(call, timeout_s, request_id)
 
     def get_document(
         self,
@@ -309,10 +276,7 @@ class Client:
         request_id: str | None = None,
     ) -> types.Document:
         """A document by its :attr:`~Document.reference`, or by its id where there is one replica only."""
-        affinity, document_id = _wire.split_reference(document)
-        request = document_pb2.GetDocumentRequest(document_id=document_id)
-        response = self._unary(_wire.GET_DOCUMENT, request, timeout_s, request_id, affinity)
-        return _wire.document(response.document, affinity)
+        return self._unary(_calls.get_document(document), timeout_s, request_id)
 
     def list_documents(
         self,
@@ -322,9 +286,7 @@ class Client:
         request_id: str | None = None,
     ) -> list[types.Document]:
         """The caller's documents on one replica, the oldest first."""
-        request = document_pb2.ListDocumentsRequest()
-        response = self._unary(_wire.LIST_DOCUMENTS, request, timeout_s, request_id, affinity)
-        return [_wire.document(document, affinity) for document in response.documents]
+        return self._unary(_calls.list_documents(affinity), timeout_s, request_id)
 
     def extend_document(
         self,
@@ -335,10 +297,7 @@ class Client:
         request_id: str | None = None,
     ) -> types.Document:
         """Lets a document live for ``ttl_s`` from now on."""
-        affinity, document_id = _wire.split_reference(document)
-        request = document_pb2.UpdateDocumentRequest(document_id=document_id, ttl_s=ttl_s)
-        response = self._unary(_wire.UPDATE_DOCUMENT, request, timeout_s, request_id, affinity)
-        return _wire.document(response.document, affinity)
+        return self._unary(_calls.extend_document(document, ttl_s), timeout_s, request_id)
 
     def delete_document(
         self,
@@ -348,9 +307,7 @@ class Client:
         request_id: str | None = None,
     ) -> None:
         """Gives a document's memory back. Questions that run go on."""
-        affinity, document_id = _wire.split_reference(document)
-        request = document_pb2.DeleteDocumentRequest(document_id=document_id)
-        self._unary(_wire.DELETE_DOCUMENT, request, timeout_s, request_id, affinity)
+        self._unary(_calls.delete_document(document), timeout_s, request_id)
 
     def ask(
         self,
@@ -364,12 +321,8 @@ class Client:
         **parameters: Unpack[types.Parameters],
     ) -> list[types.Outcome]:
         """Continues the document with each of the questions. A question brings its own leading space."""
-        affinity, document_id = _wire.split_reference(document)
-        request = _wire.ask_request(document_id, questions, parameters, n=n, integrate=integrate)
-        call = self._call(_wire.ASK, timeout_s, request_id, affinity)
-        return _gather(
-            self._stream(_wire.ASK, request, _wire.chunk_of_ask, call), len(questions)
-        )
+        call = _calls.ask(document, questions, parameters, n=n, integrate=integrate)
+        return self._outcomes(call, timeout_s, request_id)
 
     def stream_ask(
         self,
@@ -382,10 +335,9 @@ class Client:
         **parameters: Unpack[types.Parameters],
     ) -> Stream:
         """As :meth:`ask`, as it comes: see :attr:`Chunk.query`."""
-        affinity, document_id = _wire.split_reference(document)
-        request = _wire.ask_request(document_id, questions, parameters, n=n)
-        call = self._call(_wire.ASK, timeout_s, request_id, affinity)
-        return self._stream(_wire.ASK, request, _wire.chunk_of_ask, call)
+        return self._stream(
+            _calls.ask(document, questions, parameters, n=n), timeout_s, request_id
+        )
 
     # --- The model ---
 
@@ -393,10 +345,7 @@ class Client:
         self, *, timeout_s: float | None = None, request_id: str | None = None
     ) -> types.ModelInfo:
         """The model, what it can do, and the limits of requests."""
-        request = model_pb2.GetModelInfoRequest()
-        return _wire.model_info(
-            self._unary(_wire.GET_MODEL_INFO, request, timeout_s, request_id)
-        )
+        return self._unary(_calls.model_info(), timeout_s, request_id)
 
     def tokenize(
         self,
@@ -407,8 +356,7 @@ class Client:
         request_id: str | None = None,
     ) -> list[int]:
         """Text to token ids; ``add_bos`` as a text prompt gets it."""
-        request = model_pb2.TokenizeRequest(text=text, add_bos=add_bos)
-        return list(self._unary(_wire.TOKENIZE, request, timeout_s, request_id).token_ids)
+        return self._unary(_calls.tokenize(text, add_bos), timeout_s, request_id)
 
     def detokenize(
         self,
@@ -418,8 +366,7 @@ class Client:
         request_id: str | None = None,
     ) -> str:
         """Token ids to text."""
-        request = model_pb2.DetokenizeRequest(token_ids=token_ids)
-        return self._unary(_wire.DETOKENIZE, request, timeout_s, request_id).text
+        return self._unary(_calls.detokenize(token_ids), timeout_s, request_id)
 
     def estimate_cost(
         self,
@@ -431,8 +378,8 @@ class Client:
         request_id: str | None = None,
     ) -> types.Cost:
         """What a generation would take, from a prompt or from the number of its tokens."""
-        request = _wire.cost_request(prompt, prompt_tokens, max_tokens)
-        return _wire.cost(self._unary(_wire.ESTIMATE_COST, request, timeout_s, request_id))
+        call = _calls.estimate_cost(prompt, prompt_tokens, max_tokens)
+        return self._unary(call, timeout_s, request_id)
 
     # --- Health ---
 
@@ -444,111 +391,58 @@ class Client:
         request_id: str | None = None,
     ) -> types.HealthStatus:
         """Of a service (``"photon.v1.GenerationService"``), or of the whole server."""
-        request = formats.HealthCheckRequest(service=service)
-        return _wire.health(self._unary(_wire.CHECK_HEALTH, request, timeout_s, request_id))
+        return self._unary(_calls.health(service), timeout_s, request_id)
 
     def wait_until_serving(self, timeout_s: float) -> None:
         """Returns once the server takes requests; raises :class:`DeadlineExceededError` if it does not."""
-        give_up = time.monotonic() + timeout_s
-        pause = 0.05
-        while (remaining := give_up - time.monotonic()) > 0:
+        waiting = Waiting(timeout_s)
+        while (look_s := waiting.look_s()) is not None:
             try:
-                if self.health(timeout_s=min(remaining, 5.0)) is types.HealthStatus.SERVING:
+                if self.health(timeout_s=look_s) is types.HealthStatus.SERVING:
                     return
             except (errors.UnavailableError, errors.DeadlineExceededError):
                 pass
-            time.sleep(min(pause, max(0.0, give_up - time.monotonic())))
-            pause = min(1.0, pause * 1.5)
+            time.sleep(waiting.pause_s())
         raise errors.DeadlineExceededError(
             "DEADLINE_EXCEEDED", f"the server was not ready within {timeout_s} s"
         )
 
     # --- Calls ---
 
-    def _call(
-        self,
-        method: Method[Request, Response],
-        timeout_s: float | None,
-        request_id: str | None,
-        affinity: str,
-    ) -> Call:
-        return self._defaults.call(
-            repeatable=method.repeatable,
-            timeout_s=timeout_s,
-            request_id=request_id,
-            affinity=affinity,
-        )
-
     def _unary(
-        self,
-        method: Method[Request, Response],
-        request: Request,
-        timeout_s: float | None,
-        request_id: str | None,
-        affinity: str = "",
-    ) -> Response:
-        call = self._call(method, timeout_s, request_id, affinity)
-        rpc = self._channel.unary_unary(
-            method.path,
-            request_serializer=method.request.SerializeToString,
-            response_deserializer=method.response.FromString,
-        )
-        return _retried(
-            lambda: rpc(request, timeout=call.attempts.remaining_s(), metadata=call.metadata), call
-        )
+        self, exchange: _calls.Unary[Result], timeout_s: float | None, request_id: str | None
+    ) -> Result:
+        channel: Any = self._channel
+        stub = exchange.method.on(channel.stream_unary if exchange.uploads else channel.unary_unary)
+        call = self._defaults.call(exchange.method.repeatable, exchange.affinity, timeout_s, request_id)
+        while True:
+            try:
+                return exchange.result(
+                    stub(
+                        exchange.argument(), timeout=call.remaining_s(), metadata=call.metadata
+                    )
+                )
+            except grpc.RpcError as failed:
+                time.sleep(call.delay_after(failed))
 
     def _stream(
-        self,
-        method: Method[Request, Response],
-        request: Request,
-        to_chunk: Callable[[Response], types.Chunk],
-        call: Call,
+        self, exchange: _calls.Streamed, timeout_s: float | None, request_id: str | None
     ) -> Stream:
-        rpc = self._channel.unary_stream(
-            method.path,
-            request_serializer=method.request.SerializeToString,
-            response_deserializer=method.response.FromString,
-        )
+        stub = exchange.method.on(self._channel.unary_stream)
+        call = self._defaults.call(exchange.method.repeatable, exchange.affinity, timeout_s, request_id)
         return Stream(
-            lambda: rpc(request, timeout=call.attempts.remaining_s(), metadata=call.metadata),
-            to_chunk,
+            lambda: stub(
+                exchange.request, timeout=call.remaining_s(), metadata=call.metadata
+            ),
+            exchange.to_chunk,
             call,
         )
 
-    def _consensus(
-        self,
-        prompt: types.Prompt,
-        n: int,
-        integrate: types.Vote | types.BestOf,
-        timeout_s: float | None,
-        request_id: str | None,
-        affinity: str | None,
-        parameters: types.Parameters,
-    ) -> types.Consensus:
-        affinity = _wire.prefix_affinity(prompt) if affinity is None else affinity
-        request = _wire.generate_request(
-            prompt, parameters, n=n, integrate=integrate, omit_samples=True
-        )
-        call = self._call(_wire.GENERATE, timeout_s, request_id, affinity)
-        stream = self._stream(_wire.GENERATE, request, _wire.chunk_of_generate, call)
-        return _wire.consensus_of(_gather(stream, 1)[0])
-
-
-def _gather(stream: Stream, num_queries: int) -> list[types.Outcome]:
-    outcomes = _wire.Outcomes(num_queries)
-    with stream:
-        for chunk in stream:
-            outcomes.add(chunk)
-    return outcomes.finish()
-
-
-def _retried(attempt: Callable[[], Answer], call: Call) -> Answer:
-    while True:
-        try:
-            return attempt()
-        except grpc.RpcError as failed:
-            error = errors.from_grpc(failed, call.request_id)
-            delay = call.attempts.delay_after(error)
-            if delay is None:
-                raise error from None
-            time.sleep(delay)
+    def _outcomes(
+        self, exchange: _calls.Streamed, timeout_s: float | None, request_id: str | None
+    ) -> list[types.Outcome]:
+        outcomes = _wire.Outcomes(exchange.num_queries)
+        with self._stream(exchange, timeout_s, request_id) as stream:
+            for chunk in stream:
+                outcomes.add(chunk)
+        return outcomes.finish()
