@@ -27,7 +27,7 @@ class Load:
 
     def __init__(self, address, clients, max_tokens):
         self.requests = []
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._stop = threading.Event()
         self._lengths = itertools.cycle(max_tokens)
         self._threads = [
@@ -42,9 +42,15 @@ class Load:
         for thread in self._threads:
             thread.join()
 
-    def finished(self):
-        with self._lock:
-            return sum(request.finished for request in self.requests)
+    def await_finished(self, more):
+        """Until that many more requests than now have finished."""
+        with self._changed:
+            enough = self._finished() + more
+            happened = self._changed.wait_for(lambda: self._finished() >= enough, PATIENCE_S)
+            assert happened, "requests do not finish"
+
+    def _finished(self):
+        return sum(request.finished for request in self.requests)
 
     def _run(self, address, client):
         # A connection of its own: grpcio shares connections of equal channels.
@@ -54,11 +60,13 @@ class Load:
             for number in itertools.count():
                 if self._stop.is_set():
                     return
-                with self._lock:
+                with self._changed:
                     sent = Sent(uuid.uuid4().hex)
                     self.requests.append(sent)
                     max_tokens = next(self._lengths)
                 self._send(stub, sent, f"Story {client}.{number}: once", max_tokens)
+                with self._changed:
+                    self._changed.notify_all()
 
     @staticmethod
     def _send(stub, sent, prompt, max_tokens):

@@ -1,5 +1,6 @@
 """Three real photon-servers behind a real Envoy that runs the configuration of deploy/envoy."""
 
+import concurrent.futures
 import contextlib
 import itertools
 import json
@@ -7,8 +8,10 @@ import os
 import pathlib
 import re
 import shutil
+import socket
 import subprocess
 import tempfile
+import threading
 import time
 import urllib.request
 
@@ -20,13 +23,11 @@ ENVOY = ROOT / "build/test-clients/bin/envoy"
 DEPLOYED = ROOT / "deploy/envoy"
 
 
-def eventually(condition):
-    """Until what happens in other processes has happened."""
+def until(condition):
+    """Asks again and again, which is `condition`'s own work, until the answer is yes."""
     give_up = time.monotonic() + PATIENCE_S
     while not (result := condition()):
-        if time.monotonic() > give_up:
-            raise AssertionError("it did not happen")
-        time.sleep(0.02)
+        assert time.monotonic() < give_up, "it did not happen"
     return result
 
 
@@ -61,66 +62,113 @@ class Envoy:
 
         text, replaced = endpoint.subn(replicas, text)
         assert replaced == 2, "the configuration's replicas are written otherwise"
+        self._num_clusters = len(re.findall(r"^  - name: .*\n    type: STRICT_DNS$", text, re.MULTILINE))
         text = text.replace("address: 127.0.0.1, port_value: 9901", "address: 127.0.0.1, port_value: 0")
         text = re.sub(r"address: 0\.0\.0\.0, port_value: \d+", "address: 127.0.0.1, port_value: 0", text)
         (directory / configuration).write_text(text)
-        self._log = open(directory / "access.log", "w+")
-        self._errors = open(directory / "envoy.log", "w+")
         admin = directory / "admin"
+        self._changed = threading.Condition()
+        self._said = []  # lines that are no JSON
+        self._events = []  # requests that ended; replicas that came and went
+        self._ended = False
         self._process = subprocess.Popen(
             [ENVOY, "-c", configuration, "--concurrency", "1", "--disable-hot-restart"]
-            + ["--drain-strategy", "immediate", "--log-level", "warning", "--file-flush-interval-msec", "100"]
+            + ["--drain-strategy", "immediate", "--file-flush-interval-msec", "100"]
+            + ["--log-level", "warning", "--component-log-level", "config:info"]
             + ["--admin-address-path", admin],
             cwd=directory,
             stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._errors,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
         try:
-            eventually(lambda: self._running() and admin.exists() and admin.read_text())
+            self._await(lambda: any("starting workers" in line for line in self._said))
             self.admin_address = admin.read_text()
-            listeners = eventually(
-                lambda: self.admin("/listeners?format=json").get("listener_statuses")
-            )
-            address = listeners[0]["local_address"]["socket_address"]
+            listener = self.admin("/listeners?format=json")["listener_statuses"][0]
+            address = listener["local_address"]["socket_address"]
             self.address = f"{address['address']}:{address['port_value']}"
-            eventually(lambda: all(len(up) == len(servers) for up in self.healthy().values()))
+            until(self._accepts)
+            self.await_replicas(len(servers))
         except BaseException:
             self.stop()
             raise
 
-    def _running(self):
-        if self._process.poll() is not None:
-            self._errors.seek(0)
-            raise AssertionError("Envoy ended:\n" + self._errors.read())
+    def _read(self):
+        for line in self._process.stdout:
+            with self._changed:
+                if line.startswith("{"):
+                    self._events.append(json.loads(line))
+                else:
+                    self._said.append(line)
+                self._changed.notify_all()
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def _await(self, condition):
+        """Until what Envoy says makes `condition` true."""
+        with self._changed:
+            happened = self._changed.wait_for(lambda: self._ended or condition(), PATIENCE_S)
+            assert happened and condition(), "Envoy did not say so:\n" + "".join(self._said)
+
+    def _accepts(self):
+        host, port = self.address.split(":")
+        try:
+            socket.create_connection((host, int(port)), PATIENCE_S).close()
+        except ConnectionRefusedError:
+            return False
         return True
 
     def admin(self, path):
         with urllib.request.urlopen(f"http://{self.admin_address}{path}", timeout=PATIENCE_S) as answer:
             return json.load(answer)
 
-    def healthy(self):
-        """The addresses that each cluster sends calls to."""
+    def _healthy(self):
+        """The addresses in each cluster that are healthy."""
         clusters = {}
-        for cluster in self.admin("/clusters?format=json")["cluster_statuses"]:
-            clusters[cluster["name"]] = {
-                "{address}:{port_value}".format(**host["address"]["socket_address"])
-                for host in cluster.get("host_statuses", ())
-                if host["health_status"] == {"eds_health_status": "HEALTHY"}
-            }
+        for event in self._events:
+            if "cluster_name" not in event:
+                continue
+            up = clusters.setdefault(event["cluster_name"], set())
+            address = "{address}:{port_value}".format(**event["host"]["socket_address"])
+            if "add_healthy_event" in event:
+                up.add(address)
+            elif "eject_unhealthy_event" in event:
+                up.discard(address)
         return clusters
 
-    def access_log(self):
-        """One line per request that ended."""
-        self._log.flush()
-        self._log.seek(0)
-        return [json.loads(line) for line in self._log.read().splitlines() if line.endswith("}")]
+    def await_replicas(self, number):
+        """Until Envoy sends all kinds of calls to that many."""
+
+        def all_clusters():
+            clusters = self._healthy()
+            return len(clusters) == self._num_clusters and all(
+                len(up) == number for up in clusters.values()
+            )
+
+        self._await(all_clusters)
+
+    def await_gone(self, address):
+        """Until Envoy sends no calls to a replica's gRPC port."""
+        self._await(lambda: not any(address in up for up in self._healthy().values()))
+
+    def await_request(self, request_id):
+        """The line of the log about a request, once that has ended."""
+        found = {}
+        self._await(lambda: found.update(self._requests()) or request_id in found)
+        return found[request_id]
+
+    def _requests(self):
+        return {event["id"]: event for event in self._events if "id" in event}
 
     def stop(self):
         self._process.terminate()
         self._process.wait(PATIENCE_S)
-        for file in (self._log, self._errors):
-            file.close()
+        self._reader.join()
+        self._process.stdout.close()
         self._directory.cleanup()
 
 
@@ -160,8 +208,9 @@ class Replicas:
         self.servers[index] = self._start(index)
 
     def stop(self):
-        for server in self.servers:
-            server.stop()
+        """All at a time: each may take its pause."""
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            list(pool.map(programs.ServerProcess.stop, self.servers))
 
 
 @contextlib.contextmanager
