@@ -162,7 +162,8 @@ absl::StatusOr<std::vector<std::unique_ptr<Engine>>> OpenEngines(const Checkpoin
     if (is_auto && absl::IsNotFound(count.status())) {
       return fall_back(std::string(count.status().message()));
     }
-    return absl::FailedPreconditionError(count.status().message());
+    const char* cause = HasCudaDriver() ? "" : "; there is no NVIDIA driver (libcuda.so.1)";
+    return absl::FailedPreconditionError(absl::StrCat(count.status().message(), cause));
   }
   return OpenCudaEngines(checkpoint, options, *plugin, devices.cuda_devices, *count);
 }

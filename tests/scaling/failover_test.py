@@ -42,7 +42,9 @@ def failover(clients, max_tokens, between, hold=contextlib.nullcontext):
 
     Returns (the load, {request id: line of Envoy's log}, the address of the killed replica, [row of the table]).
     """
-    with replicas.replicas(3, *FLAGS, "--drain-pause", PAUSE_S) as servers, replicas.envoy(servers.servers) as envoy:
+    with replicas.replicas(3, *FLAGS, "--drain-pause", PAUSE_S) as servers, replicas.envoy(
+        servers.servers
+    ) as envoy:
         load = Load(envoy.address, clients, max_tokens)
         rows, marks = [], [0]
 
