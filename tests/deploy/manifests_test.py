@@ -302,6 +302,7 @@ def serving(settings):
             "PHOTON_HEALTH_LISTEN": "127.0.0.1:0",
             "PHOTON_KV_MEMORY": "64MiB",
             "PHOTON_THREADS": "1",
+            "PHOTON_DRAIN_PAUSE": "0",  # nobody balances here
             **files_of(settings, directory),
         }
         settings.pop("PHOTON_DEVICE", None)
