@@ -36,3 +36,4 @@ while not final:
     final = result.get_response().parameters["triton_final_response"].bool_param
 print()
 client.stop_stream()
+client.close()
