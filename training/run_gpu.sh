@@ -7,16 +7,16 @@
 #   run_gpu.sh collect OUT [RUN]     the newest weights as shards <= 16 MiB, and results.tar with everything else
 #
 # RUN defaults to /tmp/photon-run; a RUN/tokenizer.model that is there already is used. With two GPUs the Transformer
-# trains beside PHOTON, with one after it. Set by environment: MINUTES (of each), OPTIONS and COMPARE_OPTIONS (of train.py,
-# for PHOTON and the Transformer), CONFIG and COMPARE_CONFIG, and for probes PROBE_MINUTES, PROBE_OPTIONS, PROBES (names).
+# trains beside PHOTON, with one after it. Set by environment: GPUS (indices, default all), MINUTES (of each), OPTIONS and
+# COMPARE_OPTIONS (of train.py, for PHOTON and the Transformer), CONFIG and COMPARE_CONFIG, and for probes PROBE_MINUTES,
+# PROBE_OPTIONS, PROBES (names).
 # `collect` works at any time after the first save. Weights that it brought back can be trained on:
 #   train.py --init OUT --start-minutes M ...
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 verb=${1:?start, probe, wait or collect} argument=${2:?} run=${3:-/tmp/photon-run}
 minutes=${MINUTES:-13} probe_minutes=${PROBE_MINUTES:-0.7}
-gpus=$(nvidia-smi -L 2> /dev/null | wc -l) || true
-gpus=$((gpus > 0 ? gpus : 1))
+gpus=(${GPUS:-$(nvidia-smi --query-gpu=index --format=csv,noheader 2> /dev/null || echo 0)})
 cd "$here"
 
 prepare() {
@@ -40,9 +40,9 @@ train_and_evaluate() {  # GPU NAME CONFIG [options of train.py]
 
 run_all() {
   prepare "$1"
-  train_and_evaluate 0 demo "${CONFIG:-configs/demo.json}" ${OPTIONS-} & demo=$!
-  ((gpus > 1)) || wait $demo
-  train_and_evaluate $((gpus - 1)) transformer "${COMPARE_CONFIG:-configs/transformer.json}" ${COMPARE_OPTIONS-} &
+  train_and_evaluate "${gpus[0]}" demo "${CONFIG:-configs/demo.json}" ${OPTIONS-} & demo=$!
+  ((${#gpus[@]} > 1)) || wait $demo
+  train_and_evaluate "${gpus[-1]}" transformer "${COMPARE_CONFIG:-configs/transformer.json}" ${COMPARE_OPTIONS-} &
   wait $!
   wait $demo
 }
@@ -62,10 +62,11 @@ probes=(
   "rate_0.04    | | --matrix-lr 0.04"
   "recgen       | | --recgen-share 0.125"
   "no_hiergen   | | --hiergen-share 0"
-  "chunks_2x4   | --chunks 2x4"
-  "chunks_4x2   | --chunks 4x2"
-  "chunks_8x2   | --chunks 8x2"
-  "chunks_8x4   | --chunks 8x4"
+  "chunks_2x4   | --decoder 512x4 --top 384x4 --chunks 2x4"
+  "chunks_4x2   | --decoder 512x4 --top 384x4 --chunks 4x2"
+  "chunks_8x2   | --decoder 512x4 --top 384x4 --chunks 8x2"
+  "chunks_8x4   | --decoder 512x4 --top 384x4 --chunks 8x4"
+  "chunks_16x2  | --decoder 512x4 --top 384x4 --chunks 16x2"
   "hiergen_half | | --hiergen-share 0.5"
 )
 workers_per_gpu=3  # one trains while the others compile
@@ -81,18 +82,18 @@ run_probes() {
     CUDA_VISIBLE_DEVICES=$1 train "$name" "$run/$name.config.json" "$probe_minutes" --turn "$run/gpu$1.lock" \
       --report-seconds 99 --validate-minutes 99 $options ${PROBE_OPTIONS-}
   }
-  workers=$((gpus * workers_per_gpu))
+  workers=$((${#gpus[@]} * workers_per_gpu))
   for ((w = 0; w < workers; w++)); do
     for ((i = w; i < ${#probes[@]}; i += workers)); do
-      probe $((w % gpus)) "${probes[i]}" || echo "${probes[i]}: failed"
+      probe "${gpus[w % ${#gpus[@]}]}" "${probes[i]}" || echo "${probes[i]}: failed"
     done &
   done
   wait
   # Those that change how the parallel modes read: their seams lie between level-1 units.
-  modes_of=(base recgen no_hiergen hiergen_half chunks_{2x4,4x2,8x2,8x4})
+  modes_of=(base wide recgen no_hiergen hiergen_half chunks_{2x4,4x2,8x2,8x4,16x2})
   for name in "${modes_of[@]}"; do
     [ ! -f "$run/$name/state.pt" ] ||
-      python evaluate.py --model "$run/$name/state.pt" --cache "$run/cache" --out "$run/$name.json" --rows 16 --windows 64 \
+      CUDA_VISIBLE_DEVICES=${gpus[0]} python evaluate.py --model "$run/$name/state.pt" --cache "$run/cache" --out "$run/$name.json" --rows 16 --windows 64 \
         > /dev/null &
   done
   wait
