@@ -48,8 +48,9 @@ struct Panel {
   }
 };
 
-// Eight elements of the inputs, rounded. `scale` is the row's, if there is a norm.
-__device__ Fragment LoadInput(const SkinnyInput& input, int64_t from, int at, float scale) {
+// Eight elements of the inputs, rounded. With a norm they still lack the row's scale, and their
+// squares are added to `squares`.
+__device__ Fragment LoadInput(const SkinnyInput& input, int64_t from, int at, float& squares) {
   Fragment fragment;
   if (input.act != nullptr) {
     fragment.vector = *reinterpret_cast<const uint4*>(input.act + from);
@@ -61,7 +62,8 @@ __device__ Fragment LoadInput(const SkinnyInput& input, int64_t from, int at, fl
     float4 v = Load4(input.x + from + half);
     if (input.norm != nullptr) {
       const float4 w = Load4(input.norm + at + half);
-      v = {v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z, v.w * scale * w.w};
+      squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+      v = {v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w};
     }
     Store4(rounded + half, v);
   }
@@ -107,36 +109,21 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   }
   if (input.norm != nullptr) PrefetchBlock(input.norm, k);
   AwaitPrevious();
-  if (input.norm != nullptr) {
-    for (int row = 0; row < rows; ++row) {
-      float sum = 0;
-      for (int i = threadIdx.x * 4; i < k; i += kThreads * 4) {
-        const float4 v = Load4(input.x + int64_t{row} * k + i);
-        sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
-      }
-      sum = WarpSum(sum);
-      if (lane == 0) squares[row][warp] = sum;
-    }
-    __syncthreads();  // every warp's squares are there
-  }
-  const auto scale_of = [&](int row) {
-    float sum = 0;
-    for (int i = 0; i < kWarps; ++i) sum += squares[row][i];
-    return 1.0f / sqrtf(sum / input.width + input.eps);
-  };
-
   float acc[4] = {};
   const int chunks = panel.elements / 8;
   for (int begin = 0; begin < k; begin += panel.elements) {
     if (begin > 0) __syncthreads();  // the panel before has been read
-    for (int i = threadIdx.x; i < rows * chunks; i += kThreads) {
-      const int row = i / chunks, in_panel = i % chunks * 8, at = begin + in_panel;
-      Fragment fragment{};
-      if (at < k) {
-        const float scale = input.norm != nullptr ? scale_of(row) : 1.0f;
-        fragment = LoadInput(input, int64_t{row} * k + at, at, scale);
+    for (int row = 0; row < rows; ++row) {
+      float sum = 0;
+      for (int i = threadIdx.x; i < chunks; i += kThreads) {
+        const int at = begin + i * 8;
+        Fragment fragment{};
+        if (at < k) fragment = LoadInput(input, int64_t{row} * k + at, at, sum);
+        *reinterpret_cast<uint4*>(staged + row * panel.stride + i * 8) = fragment.vector;
       }
-      *reinterpret_cast<uint4*>(staged + row * panel.stride + in_panel) = fragment.vector;
+      if (input.norm == nullptr) continue;
+      sum = WarpSum(sum);
+      if (lane == 0) squares[row][warp] = begin == 0 ? sum : squares[row][warp] + sum;
     }
     __syncthreads();  // the panel is there
 
@@ -171,10 +158,14 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   sums[warp][column][place.row + 8] = acc[2];
   sums[warp][column + 1][place.row + 8] = acc[3];
   __syncthreads();  // every warp's share is there
+  // Without the bias; the norm's scale is the same for all of a row.
   const auto total = [&](int row, int output) {
     float sum = 0;
     for (int i = 0; i < kWarps; ++i) sum += sums[i][row][output];
-    return sum;
+    if (input.norm == nullptr) return sum;
+    float square = 0;
+    for (int i = 0; i < kWarps; ++i) square += squares[row][i];
+    return sum / sqrtf(square / input.width + input.eps);
   };
   if constexpr (kEpilogue == Epilogue::kGated) {
     for (int i = threadIdx.x; i < rows * kTileRows / 2; i += kWarps * kWarp) {
