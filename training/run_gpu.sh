@@ -8,8 +8,9 @@
 #
 # RUN defaults to /tmp/photon-run; a RUN/tokenizer.model that is there already is used. With two GPUs the Transformer
 # trains beside PHOTON, with one after it. Set by environment: GPUS (indices, default all), MINUTES (of each), OPTIONS and
-# COMPARE_OPTIONS (of train.py, for PHOTON and the Transformer), CONFIG and COMPARE_CONFIG, and for probes PROBE_MINUTES,
-# PROBE_OPTIONS, PROBES (names).
+# COMPARE_OPTIONS (of train.py, for PHOTON and the Transformer), CONFIG and COMPARE_CONFIG (COMPARE_CONFIG=none: no
+# Transformer), SAMPLE_AT (the minute at which PHOTON writes text that the parallel modes are trained on from there) and
+# SAMPLE_MINUTES, and for probes PROBE_MINUTES, PROBE_OPTIONS, PROBES (names).
 # `collect` works at any time after the first save. Weights that it brought back can be trained on:
 #   train.py --init OUT --start-minutes M ...
 set -euo pipefail
@@ -34,7 +35,13 @@ train() {  # NAME CONFIG MINUTES [options of train.py]
 
 train_and_evaluate() {  # GPU NAME CONFIG [options of train.py]
   export CUDA_VISIBLE_DEVICES=$1
-  train "$2" "$3" "$minutes" --save-minutes 1 --validate-minutes 1 "${@:4}"
+  local options=(--save-minutes 1 --validate-minutes 1 "${@:4}")
+  if [ "$2" = demo ] && [ -n "${SAMPLE_AT-}" ]; then
+    train "$2" "$3" "$minutes" "${options[@]}" --max-seconds "$((SAMPLE_AT * 60))"
+    python sample.py --model "$run/$2/state.pt" --cache "$run/cache" --minutes "${SAMPLE_MINUTES:-1}"
+    options+=(--resume --hiergen-text sampled)
+  fi
+  train "$2" "$3" "$minutes" "${options[@]}"
   python evaluate.py --model "$run/$2/state.pt" --cache "$run/cache" --out "$run/$2.json" --rows 16
 }
 
@@ -42,6 +49,7 @@ run_all() {
   prepare "$1"
   train_and_evaluate "${gpus[0]}" demo "${CONFIG:-configs/demo.json}" ${OPTIONS-} & demo=$!
   ((${#gpus[@]} > 1)) || wait $demo
+  [ "${COMPARE_CONFIG-}" != none ] || { wait $demo; return; }
   train_and_evaluate "${gpus[-1]}" transformer "${COMPARE_CONFIG:-configs/transformer.json}" ${COMPARE_OPTIONS-} &
   wait $!
   wait $demo

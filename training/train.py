@@ -5,7 +5,8 @@
 The schedule follows the clock: the rate warms up over the first 1 % of `--minutes`, holds, and
 falls linearly to zero over the last `--decay` share. `RUN/state.pt` is rewritten now and then, at
 SIGTERM and at the end; `--resume` continues from it, `--init DIR --start-minutes M` from a
-checkpoint alone, M minutes into the schedule. Matrices are trained by Muon, everything else by
+checkpoint alone, M minutes into the schedule. `--hiergen-text` draws the rows of `hiergen` and
+`recgen` conditioning from a file that sample.py wrote. Matrices are trained by Muon, everything else by
 AdamW; `--optimizer adamw` uses AdamW throughout.
 """
 
@@ -96,6 +97,9 @@ def main() -> None:
         default=0.0,
         help="part of the hiergen share whose top stream reads predictions too",
     )
+    parser.add_argument(
+        "--hiergen-text", help="file that the hiergen share is drawn from; default: all of them"
+    )
     parser.add_argument("--clip", type=float, default=1.0, help="gradient norm")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
@@ -160,9 +164,17 @@ def main() -> None:
     loss = model.loss if args.no_compile else torch.compile(model.loss, dynamic=False)
     hiergen_rows = round(args.hiergen_share * args.batch)
     recgen_rows = min(hiergen_rows, round(args.recgen_share * args.batch))
+    hiergen_data = data
+    if args.hiergen_text:
+        hiergen_data = Mixture(args.cache, {args.hiergen_text: 1.0}, args.seed + step)
 
     def train_step() -> tuple[torch.Tensor, torch.Tensor]:
-        tokens = data.batch(args.batch, args.length)
+        tokens = torch.cat(
+            [
+                hiergen_data.batch(hiergen_rows, args.length),
+                data.batch(args.batch - hiergen_rows, args.length),
+            ]
+        )
         if args.device != "cpu":
             tokens = tokens.pin_memory().to(args.device, non_blocking=True)
         cross_entropy, consistency = loss(tokens, dtype, hiergen_rows, recgen_rows)

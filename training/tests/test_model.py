@@ -11,6 +11,7 @@ from decode_speed import photon_tokens, transformer_tokens
 from export_golden import configs, randomise, reference_logits
 from generate import MODES, Generator
 from photon_model import Photon, PhotonConfig, StackConfig, causal_attention, window_attention
+from sample import continue_prompts, min_p
 from transformer_model import Transformer, TransformerConfig
 
 
@@ -51,6 +52,29 @@ class Model(unittest.TestCase):
                     expected = torch.nn.functional.cross_entropy(logits[0], tokens[0])
                     loss, _ = model.loss(tokens, torch.float64, rows)
                     self.assertAlmostEqual(loss.item(), expected.item(), places=5)
+
+    def test_prompts_continued_together_read_as_the_reference_continues_each(self):
+        tried = 0
+        for name, model in random_models():
+            if any(level.config.encoder_span != "block" for level in model.levels[:-1]):
+                continue
+            with self.subTest(name):
+                meta = model.config.meta_tokens()
+                prompts = [random_tokens(model, 2 * meta, seed) for seed in range(3)]
+                together = continue_prompts(
+                    model, torch.tensor(prompts), 2 * meta, lambda logits: logits.argmax(-1)
+                )
+                for prompt, tokens in zip(prompts, together.tolist()):
+                    self.assertEqual(tokens, prompt + Generator(model, "exact").run(prompt, 2 * meta))
+                tried += 1
+        self.assertGreater(tried, 2)
+
+    def test_samples_stay_among_the_likely_tokens(self):
+        torch.manual_seed(1)
+        logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(4000, -1)
+        share = torch.bincount(min_p(1.0, 0.25)(logits), minlength=4) / 4000
+        for found, expected in zip(share.tolist(), (0.526, 0.316, 0.158, 0.0)):
+            self.assertAlmostEqual(found, expected, delta=0.03)
 
     def test_windows_attend_only_to_themselves(self):
         rng = torch.Generator().manual_seed(1)
