@@ -4,12 +4,15 @@
 
 Validation bits per byte come from consecutive windows of `--length` tokens, the first token of each
 left out, so that PHOTON and the Transformer are scored on the same tokens. For PHOTON every
-generation mode is measured too: half a window is the prompt, and the tokens of the next `--horizon`
-meta-contexts are scored as the mode would predict them with those tokens forced: perplexity, KL
-divergence from the reference forward pass, and how often the likeliest token agrees.
+generation mode is measured too: half a window is the prompt, and the next `--horizon` tokens are
+scored as the mode would predict them with those tokens forced: perplexity, KL divergence from the
+reference forward pass, and how often the likeliest token agrees. Then each mode continues prompts
+by itself, and the reference forward pass scores what it wrote: a text whose groups do not fit each
+other has a high perplexity.
 """
 
 import argparse
+import copy
 import json
 import math
 import time
@@ -23,6 +26,7 @@ from torch import Tensor
 from checkpoint import load_checkpoint
 from data import validation_batches
 from photon_model import Photon
+from sample import continue_prompts, min_p
 from transformer_model import Transformer
 
 
@@ -68,7 +72,7 @@ def measure_modes(
     model: Photon, cache: Path, rows: int, length: int, limit: int, horizon: int, device, dtype
 ) -> dict:
     meta = model.config.meta_tokens()
-    first, count = length // 2 // meta * meta, horizon * meta
+    first, count = length // 2 // meta * meta, horizon
     sums: dict[str, list[float]] = {}
     tokens_scored = 0
     for tokens in validation_batches(cache, rows, length, limit):
@@ -78,7 +82,7 @@ def measure_modes(
         logits = {"exact": reference}
         if len(model.levels) > 1:
             logits["hiergen"] = model(tokens, dtype, own_predictions=True)[:, first:]
-            logits["recgen"] = recgen_logits(model, tokens, first, horizon, dtype)
+            logits["recgen"] = recgen_logits(model, tokens, first, horizon // meta, dtype)
         tokens_scored += target.numel()
         for mode, values in logits.items():
             log_p = values.float().log_softmax(-1)
@@ -96,6 +100,24 @@ def measure_modes(
         }
         for mode, (nats, kl, agreed) in sums.items()
     }
+
+
+@torch.no_grad()
+def own_text(
+    model: Photon, cache: Path, rows: int, limit: int, horizon: int, device, dtype
+) -> dict[str, float]:
+    """Perplexity, under the reference forward pass, of the tokens that each mode samples at
+    temperature 0.6 after prompts of as many."""
+    model = copy.deepcopy(model).to(dtype)
+    torch.manual_seed(1)
+    nats: dict[str, list[float]] = {}
+    for prompts in validation_batches(cache, rows, horizon, limit):
+        for mode in ("exact", "hiergen", "recgen") if len(model.levels) > 1 else ("exact",):
+            tokens = continue_prompts(model, prompts.to(device), horizon, min_p(0.6, 0.1), mode)
+            log_p = model(tokens, dtype)[:, horizon:].float().log_softmax(-1)
+            chosen = log_p.gather(-1, tokens[:, horizon:, None])
+            nats.setdefault(mode, []).append(-chosen.mean().item())
+    return {mode: math.exp(sum(values) / len(values)) for mode, values in nats.items()}
 
 
 def matrix_sizes(model) -> dict[str, float]:
@@ -161,7 +183,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--windows", type=int, default=0, help="0: all")
     parser.add_argument(
-        "--horizon", type=int, default=8, help="meta-contexts that a mode predicts after its prompt"
+        "--horizon", type=int, default=128, help="tokens that a mode predicts after its prompt"
+    )
+    parser.add_argument(
+        "--own-prompts", type=int, default=256, help="that each mode continues by itself"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32")
@@ -178,7 +203,12 @@ def main() -> None:
         "prefill_tokens_per_second": prefill_speed(model, args.length, args.device, dtype),
     }
     if isinstance(model, Photon):
-        results["modes"] = measure_modes(model, *shared, args.horizon, args.device, dtype)
+        meta = model.config.meta_tokens()
+        horizon = max(meta, args.horizon // meta * meta)
+        results["modes"] = measure_modes(model, *shared, horizon, args.device, dtype)
+        own = own_text(model, args.cache, 64, args.own_prompts, horizon, args.device, dtype)
+        for mode, perplexity in own.items():
+            results["modes"][mode]["own_text_perplexity"] = perplexity
     text = json.dumps(results, indent=2)
     print(text, flush=True)
     if args.out:

@@ -9,6 +9,7 @@ were trained and follow the title.
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import sentencepiece
@@ -41,12 +42,14 @@ def comparison_table(results: dict[str, dict]) -> str:
 
 def mode_table(modes: dict[str, dict]) -> str:
     lines = [
-        "| mode | perplexity per token | KL from the reference, nats per token | greedy agreement |",
-        "|---|---:|---:|---:|",
+        "| mode | perplexity per token | KL from the reference, nats per token | greedy agreement "
+        "| perplexity of its own text |",
+        "|---|---:|---:|---:|---:|",
     ]
     for mode, r in modes.items():
         lines.append(
-            f"| `{mode}` | {r['perplexity']:.1f} | {abs(r['kl_nats']):.3f} | {r['greedy_agreement']:.1%} |"
+            f"| `{mode}` | {r['perplexity']:.1f} | {abs(r['kl_nats']):.3f} | {r['greedy_agreement']:.1%} "
+            f"| {r['own_text_perplexity']:.1f} |"
         )
     return "\n".join(lines)
 
@@ -85,6 +88,10 @@ def main() -> None:
         name, file = item.rsplit("=", 1)
         results[name] = json.loads(Path(file).read_text())
     modes = next(iter(results.values()))["modes"]
+    levels = json.loads((args.model / "config.json").read_text())["levels"]
+    tokens_per_group = levels[0]["chunk_size"]
+    count = math.prod(level["chunk_size"] for level in levels) // tokens_per_group
+    groups = f"{count} of {tokens_per_group} tokens"
     (args.model / "README.md").write_text(f"""{args.notes.read_text().strip()}
 
 ## Against a Transformer
@@ -100,9 +107,10 @@ with the context. Multiply-adds count the weight matrices, attention over the co
 {mode_table(modes)}
 
 Half a validation window of 1,024 tokens is the prompt; the next 128 tokens are forced and scored as each mode
-would predict them. The reference is the teacher-forced forward pass, which `exact` samples from. `hiergen` and `recgen`
-write all four-token groups of a meta-context at once and without seeing each other's tokens: expect broken seams. They are here
-to be measured and served, not to be read.
+would predict them. The reference is the teacher-forced forward pass, which `exact` samples from. The last column scores, by the
+reference, text that each mode continues prompts of 128 tokens with, at temperature 0.6 among tokens of at least a tenth of the
+likeliest one's probability. `hiergen` and `recgen` write all groups of a meta-context ({groups}) at once and without seeing each
+other's tokens: what breaks, breaks at the seams between groups.
 
 ## Samples
 

@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from checkpoint import load_checkpoint
-from data import Mixture
+from data import WEIGHTS, Mixture, parse_weights
 from photon_model import Photon
-from train import WEIGHTS, parse_weights
 
 # Picks a token of each row of logits [N, V] -> [N].
 Sampler = Callable[[Tensor], Tensor]
@@ -72,9 +71,22 @@ def encode_group(model: Photon, index: int, tokens: Tensor) -> Tensor:
     return x[:, :units]
 
 
+def decode_parallel(model: Photon, condition: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor]:
+    """The tokens [B, P_L] under one top unit, all level-1 groups at once, and Y[L-1] [B, C_L,
+    D_{L-1}], given the unit's condition [B, D_L]."""
+    predictions = model.decode_units(len(model.levels) - 1, condition[:, None], None)
+    groups = predictions
+    for index in range(len(model.levels) - 2, 0, -1):
+        groups = model.decode_units(index, groups, None)
+    tokens = decode_group(model, 0, groups.flatten(0, 1), sampler)
+    return tokens.view(condition.shape[0], -1), predictions
+
+
 @torch.no_grad()
-def continue_prompts(model: Photon, prompts: Tensor, count: int, sampler: Sampler) -> Tensor:
-    """prompts [B, T] of whole meta-contexts -> [B, T + count], in `exact` mode.
+def continue_prompts(
+    model: Photon, prompts: Tensor, count: int, sampler: Sampler, mode: str = "exact"
+) -> Tensor:
+    """prompts [B, T] of whole meta-contexts -> [B, T + count], `count` likewise.
 
     Nothing is kept but the top encoder's inputs: windows are short, and rows are many.
     """
@@ -85,9 +97,13 @@ def continue_prompts(model: Photon, prompts: Tensor, count: int, sampler: Sample
     inputs = top.chunker(states[last].unflatten(1, (-1, top.config.chunk_size)))
     tokens = prompts
     while tokens.shape[1] < prompts.shape[1] + count:
-        written = decode_group(model, last, top.encoder(inputs)[:, -1], sampler)
+        condition, predictions = top.encoder(inputs)[:, -1], None
+        if mode == "exact":
+            written = decode_group(model, last, condition, sampler)
+        else:
+            written, predictions = decode_parallel(model, condition, sampler)
         tokens = torch.cat([tokens, written], dim=1)
-        units = encode_group(model, last, written)
+        units = predictions if mode == "recgen" else encode_group(model, last, written)
         inputs = torch.cat([inputs, top.chunker(units)[:, None]], dim=1)
     return tokens
 

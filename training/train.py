@@ -22,18 +22,9 @@ import torch
 from torch import nn
 
 from checkpoint import build_model, load_checkpoint
-from data import Mixture
+from data import WEIGHTS, Mixture, parse_weights
 from evaluate import bits_per_byte
 from muon import Muon
-
-WEIGHTS = (
-    "tinystories=4,picture_books=3,fairy_tales=3,books_a=2,books_b=1,books_c=1,books_d=1"
-)
-
-
-def parse_weights(text: str) -> dict[str, float]:
-    return {name: float(value) for name, value in (item.split("=") for item in text.split(","))}
-
 
 def build_optimizers(model: nn.Module, args) -> list[torch.optim.Optimizer]:
     matrices, others = [], []

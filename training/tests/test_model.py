@@ -61,13 +61,15 @@ class Model(unittest.TestCase):
             with self.subTest(name):
                 meta = model.config.meta_tokens()
                 prompts = [random_tokens(model, 2 * meta, seed) for seed in range(3)]
-                together = continue_prompts(
-                    model, torch.tensor(prompts), 2 * meta, lambda logits: logits.argmax(-1)
-                )
-                for prompt, tokens in zip(prompts, together.tolist()):
-                    self.assertEqual(tokens, prompt + Generator(model, "exact").run(prompt, 2 * meta))
-                tried += 1
-        self.assertGreater(tried, 2)
+                for mode in MODES if len(model.levels) > 1 else ("exact",):
+                    together = continue_prompts(
+                        model, torch.tensor(prompts), 2 * meta, lambda row: row.argmax(-1), mode
+                    )
+                    for prompt, tokens in zip(prompts, together.tolist()):
+                        written = Generator(model, mode).run(prompt, 2 * meta)
+                        self.assertEqual(tokens, prompt + written, mode)
+                    tried += 1
+        self.assertGreater(tried, 6)
 
     def test_samples_stay_among_the_likely_tokens(self):
         torch.manual_seed(1)
