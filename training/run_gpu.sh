@@ -75,6 +75,7 @@ probes=(
   "chunks_8x2   | --decoder 512x4 --top 384x4 --chunks 8x2"
   "chunks_8x4   | --decoder 512x4 --top 384x4 --chunks 8x4"
   "chunks_16x2  | --decoder 512x4 --top 384x4 --chunks 16x2"
+  "chunks_16x4  | --decoder 512x4 --top 384x4 --chunks 16x4"
   "hiergen_half | | --hiergen-share 0.5"
 )
 workers_per_gpu=3  # one trains while the others compile
@@ -98,7 +99,7 @@ run_probes() {
   done
   wait
   # Those that change how the parallel modes read: their seams lie between level-1 units.
-  modes_of=(base wide recgen no_hiergen hiergen_half chunks_{2x4,4x2,8x2,8x4,16x2})
+  modes_of=(base wide recgen no_hiergen hiergen_half chunks_{2x4,4x2,8x2,8x4,16x2,16x4})
   for name in "${modes_of[@]}"; do
     [ ! -f "$run/$name/state.pt" ] ||
       CUDA_VISIBLE_DEVICES=${gpus[0]} python evaluate.py --model "$run/$name/state.pt" --cache "$run/cache" --out "$run/$name.json" --rows 16 --windows 64 \
