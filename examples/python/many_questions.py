@@ -7,7 +7,11 @@ from photon_client import AsyncClient
 
 TALE = (
     "Once upon a time there was a fox who lived in a small house by the forest. Every day he went to the river to "
-    "look for his friend, the owl. One day the owl was not there, and the fox was sad. "
+    "look for his friend, the owl. One day the owl was not there, and the fox was sad. He looked behind the trees and "
+    "under the leaves. He asked the frog, and he asked the birds, but nobody had seen the owl that day. The sun went "
+    "down, and it was cold. Then the fox heard a small voice that called him from the old well by the road. He ran to "
+    "the well and looked down. It was dark, and he could not see the bottom. The fox found a long rope and tied it to "
+    "a tree. He threw the other end into the well and waited. Slowly, something began to climb up the rope. "
 )
 QUESTIONS = [" So the fox", " The owl", " Then", " At night", " In the end"]
 

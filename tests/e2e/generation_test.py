@@ -99,7 +99,7 @@ class GenerationTest(unittest.TestCase):
         self.assertEqual(self.generate(list(ids)).token_ids, self.generate(STORY).token_ids)
 
     def test_prompts_of_any_length_modulo_the_meta_context_generate(self):
-        ids = self.models.Tokenize(model_pb2.TokenizeRequest(text=STORY * 6, add_bos=True)).token_ids
+        ids = self.models.Tokenize(model_pb2.TokenizeRequest(text=STORY * 20, add_bos=True)).token_ids
         for length in range(1, self.info.meta_context_tokens + 2):
             with self.subTest(length=length):
                 reply = self.generate(list(ids[:length]), max_tokens=3, stop={"ignore_eos": True})

@@ -115,7 +115,7 @@ class TracesTest(unittest.TestCase):
             documents = document_pb2_grpc.DocumentServiceStub(channel)
             upload = [
                 document_pb2.CreateDocumentRequest(settings={}),
-                document_pb2.CreateDocumentRequest(text=3 * programs.STORY),
+                document_pb2.CreateDocumentRequest(text=30 * programs.STORY),
             ]
             documents.CreateDocument(
                 iter(upload), timeout=PATIENCE_S, metadata=[("x-request-id", "upload")]

@@ -121,7 +121,8 @@ class FailoverTest(unittest.TestCase):
                         "initialBackoff": "0.05s",
                         "maxBackoff": "1s",
                         "backoffMultiplier": 2,
-                        "retryableStatusCodes": ["UNAVAILABLE"],
+                        # A call that crosses the GOAWAY is cancelled (docs/lifecycle.md).
+                        "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
                     },
                 }
             ],

@@ -34,7 +34,7 @@ class RoutingTest(unittest.TestCase):
                 together = affinity.hit_rate(servers.servers)
                 used = [affinity.prompt_tokens([server])[0] for server in servers.servers]
         print(f"one server {alone:.3f}, three behind Envoy {together:.3f}", file=sys.stderr)
-        self.assertGreater(alone, 0.5)
+        self.assertGreater(alone, 0.4)
         self.assertAlmostEqual(together, alone, delta=0.05 * alone)
         self.assertGreater(sum(tokens > 0 for tokens in used), 1)
 
