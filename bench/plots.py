@@ -190,7 +190,38 @@ def report(path, out):
         save(figure, out / f"{path.stem}-{workload['workload']}.svg")
 
 
-DRAWN = {"growth": growth, "peers": peers, "quality": quality, "votes": votes, "overhead": overhead}
+def cuda(data, out):
+    """Of bench/cuda/suite.py: data/cuda/MODEL/STAGE.json."""
+    folders = sorted(path for path in (data / "cuda").iterdir() if (path / "photon.json").exists())
+    for folder in folders:
+        reports = json.loads((folder / "photon.json").read_text())["reports"]
+        figure, (by_batch, by_context) = panels(2)
+        for mode, colour in MODES.items():
+            at_1152 = [(row["batch"], row["tokens_per_second"]) for report in reports if report.get("context") == 1152
+                       for row in report["rows"] if row["phase"] == mode]
+            by_batch.plot(*zip(*at_1152), "o-", color=colour, label=mode)
+            at_64 = sorted((report["context"], row["tokens_per_second"]) for report in reports if "rows" in report
+                           for row in report["rows"] if row["phase"] == mode and row["batch"] == 64)
+            by_context.plot(*zip(*at_64), "o-", color=colour, label=mode)
+        if (folder / "transformer.json").exists():
+            rows = [row for report in json.loads((folder / "transformer.json").read_text())["reports"]
+                    for row in report["rows"] if row["phase"] == "decode" and "tokens_per_second" in row]
+            for attention, style in (("mha", "s--"), ("gqa", "^--")):
+                mine = [row for row in rows if row["attention"] == attention]
+                by_batch.plot(*zip(*[(row["batch"], row["tokens_per_second"]) for row in mine if row["context"] == 1152]),
+                              style, color="0.5", label=f"Transformer, {attention}")
+                by_context.plot(*zip(*[(row["context"], row["tokens_per_second"]) for row in mine if row["batch"] == 64]),
+                                style, color="0.5", label=f"Transformer, {attention}")
+        by_batch.set(yscale="log", title=f"{folder.name}: decoded at context 1,152, tokens/s", xlabel="sequences")
+        by_context.set(yscale="log", title="64 sequences, tokens/s", xlabel="context, tokens")
+        for axis in (by_batch, by_context):
+            axis.set_xscale("log", base=2)
+        by_batch.legend(fontsize=7)
+        save(figure, out / f"cuda-{folder.name}.svg")
+
+
+DRAWN = {"growth": growth, "peers": peers, "quality": quality, "votes": votes, "overhead": overhead,
+         "cuda": cuda}
 
 
 def main():
