@@ -33,6 +33,7 @@ struct Flags {
   bool use_graphs = true;
   int threads = 1;
   std::string compute = "bf16";
+  std::string quantization = "none";
   int context = 256;
   int steps = 8;
   int repeats = 5;
@@ -85,12 +86,11 @@ class EngineBench {
     std::printf("model %s: %.1f M parameters, meta-context %d tokens, %.0f KV bytes per token\n",
                 flags.model.c_str(), NumParameters(config_) * 1e-6, shape.meta_tokens,
                 KvBytesPerToken(config_, element));
-    report_ = {{"model", flags.model},
-               {"parameters", NumParameters(config_)},
-               {"device", shape.device},
-               {"context", flags.context},
-               {"kv_bytes_per_token", KvBytesPerToken(config_, element)},
-               {"rows", nlohmann::json::array()}};
+    report_ = {
+        {"model", flags.model},           {"parameters", NumParameters(config_)},
+        {"device", shape.device},         {"quantization", flags.quantization},
+        {"context", flags.context},       {"kv_bytes_per_token", KvBytesPerToken(config_, element)},
+        {"rows", nlohmann::json::array()}};
     std::printf("device %s", shape.device.c_str());
     if (flags.device == "cpu") {
       bandwidth_ = ReadBandwidth(flags.threads);
@@ -255,9 +255,16 @@ absl::StatusOr<std::unique_ptr<Engine>> MakeEngine(const Flags& flags,
     using Compute = CudaEngineOptions::Compute;
     const absl::StatusOr<CudaPlugin> plugin = CudaPlugin::Open("");
     if (!plugin.ok()) return plugin.status();
-    return plugin->CreateEngine(checkpoint, {.compute = is_bf16 ? Compute::kBF16 : Compute::kF32,
-                                             .max_rows = max_rows,
-                                             .use_graphs = flags.use_graphs});
+    using Quantization = CudaEngineOptions::Quantization;
+    return plugin->CreateEngine(
+        checkpoint,
+        {.compute = is_bf16 ? Compute::kBF16 : Compute::kF32,
+         .quantization = flags.quantization == "fp8" ? Quantization::kFp8 : Quantization::kNone,
+         .max_rows = max_rows,
+         .use_graphs = flags.use_graphs});
+  }
+  if (flags.quantization != "none") {
+    return absl::InvalidArgumentError("--quantization: fp8 needs --device cuda");
   }
   using Compute = CpuEngineOptions::Compute;
   return CreateCpuEngine(checkpoint, {.compute = is_bf16 ? Compute::kBF16 : Compute::kF32,
@@ -306,6 +313,10 @@ int main(int argc, char** argv) {
   app.add_option("--compute", flags.compute, "Arithmetic")
       ->capture_default_str()
       ->check(CLI::IsMember({"bf16", "fp32"}));
+  app.add_option("--quantization", flags.quantization,
+                 "With cuda: of weights and inputs of matrix products")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"none", "fp8"}));
   app.add_option("--context", flags.context, "Tokens before the first decoded one")
       ->capture_default_str()
       ->check(CLI::Range(0, 1 << 20));

@@ -43,6 +43,10 @@ Options Common(const EngineOptions& options) {
 
 absl::StatusOr<Engines> OpenCpuEngines(const Checkpoint& checkpoint, const EngineOptions& options,
                                        int replicas) {
+  if (options.quantization != EngineOptions::Quantization::kNone) {
+    return absl::InvalidArgumentError(
+        "quantization: fp8 needs a GPU; the processor has bf16 and f32");
+  }
   auto cpu = Common<CpuEngineOptions>(options);
   const int processors = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   cpu.threads = options.threads == 0 ? std::max(1, processors / replicas) : options.threads;
@@ -73,6 +77,9 @@ absl::StatusOr<Engines> OpenCudaEngines(const Checkpoint& checkpoint, const Engi
   for (const int device : devices) {
     auto cuda = Common<CudaEngineOptions>(options);
     cuda.device = device;
+    if (options.quantization == EngineOptions::Quantization::kFp8) {
+      cuda.quantization = CudaEngineOptions::Quantization::kFp8;
+    }
     cuda.on_recorded = [device, quarter = 1](int recorded, int total, int64_t bytes) mutable {
       if (recorded * 4 < quarter * total) return;
       quarter = recorded * 4 / total + 1;

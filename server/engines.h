@@ -36,9 +36,11 @@ struct Devices {
 // What is absent is up to the kind of device, see CpuEngineOptions and CudaEngineOptions.
 struct EngineOptions {
   enum class Compute : uint8_t { kBF16, kF32 };
+  enum class Quantization : uint8_t { kNone, kFp8 };  // kFp8: of GPUs alone
 
   Devices devices;
   Compute compute = Compute::kBF16;
+  Quantization quantization = Quantization::kNone;
   int threads = 0;  // of each replica on the processor; 0: they share the processors
   // Of each device. A share is one of what is free there; replicas on the processor divide it.
   std::optional<MemoryBudget> kv_memory;

@@ -169,6 +169,11 @@ std::optional<int> ParseFlags(int argc, char** argv, ProgramOptions& options) {
       "Threads of each replica on the processor; 0: one per processor, shared between replicas");
   AddChoice<Compute>(app, "Engine", "compute", options.engine.compute,
                      {{"bf16", Compute::kBF16}, {"f32", Compute::kF32}}, "Arithmetic");
+  using Quantization = EngineOptions::Quantization;
+  AddChoice<Quantization>(app, "Engine", "quantization", options.engine.quantization,
+                          {{"none", Quantization::kNone}, {"fp8", Quantization::kFp8}},
+                          "Weights and inputs of matrix products, on GPUs of compute capability "
+                          "9.0; fp8 is e4m3 with a scale for each output and row");
   std::string kv_memory;
   AddFlag(app, "Engine", "kv-memory", kv_memory,
           "Memory of the latent cache on each device: bytes as in 512MiB, or a share as in 60% of "

@@ -22,6 +22,8 @@ constexpr int kEncodeTokens = 8192;
 // Device memory left to the driver when the pool takes a share of what is free.
 constexpr int64_t kReservedBytes = int64_t{256} << 20;
 constexpr int kMinComputeCapability = 8;
+// The one on which cuBLASLt multiplies e4m3 matrices with a scale for each row.
+constexpr int kQuantizedMajor = 9, kQuantizedMinor = 0;
 
 // Numbers of rows that decoding is recorded for: steps of a half up to 4, then two per power of
 // two.
@@ -61,7 +63,8 @@ class CudaEngine final : public Engine {
         buckets_(RowBuckets(shape_.max_rows)),
         stream_(std::move(stream)),
         product_(std::move(product)),
-        model_(checkpoint.config(), checkpoint.weights(), allocator),
+        model_(checkpoint.config(), checkpoint.weights(),
+               options.quantization == CudaEngineOptions::Quantization::kFp8, allocator),
         pages_(PageLayout(checkpoint.config(), shape_.page_tokens, sizeof(T)),
                checkpoint.config().levels.back().encoder.hidden_size) {
     const ModelConfig& config = model_.config();
@@ -73,6 +76,7 @@ class CudaEngine final : public Engine {
     HierarchicalEncoder<T>::AddTo(model_, max_metas_, size, x);
     RecursiveDecoder<T>::AddTo(model_, shape_.max_rows, size, x);
     scratch_ = size.Allocate<T>(allocator);
+    max_quantised_rows_ = static_cast<int>(size.act_scales);
     x_ = allocator.Allocate<float>(x, "residual stream");
     states_ = allocator.Allocate<float>(int64_t{max_metas_} * pages_.latent_width(), "top states");
     const int64_t pages_per_row = (int64_t{config.max_context} + meta) / shape_.page_tokens + 1;
@@ -89,6 +93,10 @@ class CudaEngine final : public Engine {
   }
 
   const EngineShape& shape() const override { return shape_; }
+
+  bool is_quantised() const { return model_.is_quantised(); }
+  // Chooses the algorithms of quantised products, so that a step does not find that there are none.
+  absl::Status PrepareProducts() { return model_.PrepareProducts(*product_, max_quantised_rows_); }
 
   // Records decoding for every mode and number of rows.
   absl::Status RecordGraphs(const CudaEngineOptions::OnRecorded& on_recorded) {
@@ -226,6 +234,7 @@ class CudaEngine final : public Engine {
   LatentPages<T> pages_;
   int max_metas_;  // encoded together
   Scratch<T> scratch_;
+  int max_quantised_rows_ = 0;  // of any product
   DeviceBuffer<float> x_, states_;
   std::optional<PrefillInputs> prefill_;
   std::optional<HierarchicalEncoder<T>> encoder_;
@@ -249,7 +258,8 @@ absl::Status CheckHeads(const char* stack, int level, const StackConfig& config)
 }
 
 // The device's name, if it is there and new enough.
-absl::StatusOr<std::string> UseDevice(int device) {
+absl::StatusOr<std::string> UseDevice(const CudaEngineOptions& options) {
+  const int device = options.device;
   const absl::StatusOr<int> count = CountCudaDevices();
   if (!count.ok()) return absl::FailedPreconditionError(count.status().message());
   if (device < 0 || device >= *count) {
@@ -264,6 +274,12 @@ absl::StatusOr<std::string> UseDevice(int device) {
     return absl::FailedPreconditionError(absl::StrCat("cuda: ", properties.name,
                                                       " has compute capability ", properties.major,
                                                       ".", properties.minor, "; 8.0 is needed"));
+  }
+  if (options.quantization == CudaEngineOptions::Quantization::kFp8 &&
+      (properties.major != kQuantizedMajor || properties.minor != kQuantizedMinor)) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "quantization: fp8 needs compute capability ", kQuantizedMajor, ".", kQuantizedMinor, ", ",
+        properties.name, " has ", properties.major, ".", properties.minor));
   }
   return std::string(properties.name);
 }
@@ -283,8 +299,14 @@ absl::StatusOr<std::unique_ptr<Engine>> Create(const Checkpoint& checkpoint,
   auto engine = std::make_unique<CudaEngine<T>>(checkpoint, options, std::move(shape),
                                                 std::move(stream), *std::move(product), allocator);
   if (!allocator.status().ok()) return allocator.status();
+  if (options.quantization == CudaEngineOptions::Quantization::kFp8 && !engine->is_quantised()) {
+    return absl::InvalidArgumentError(
+        "quantization: fp8 has no effect: no product of this checkpoint has sizes that are "
+        "multiples of 16");
+  }
   // Uploads and zeroes are on another stream than the engine's.
   absl::Status status = ToStatus(cudaDeviceSynchronize(), "upload of weights");
+  if (status.ok()) status = engine->PrepareProducts();
   if (status.ok() && options.use_graphs) status = engine->RecordGraphs(options.on_recorded);
   if (!status.ok()) return status;
   return engine;
@@ -321,18 +343,26 @@ absl::StatusOr<std::unique_ptr<Engine>> CreateCudaEngine(const Checkpoint& check
     status.Update(absl::InvalidArgumentError(
         "CudaEngineOptions.kv_memory: must be at least one byte, or above 0% and up to 100%"));
   }
+  const bool is_fp8 = options.quantization == CudaEngineOptions::Quantization::kFp8;
+  if (is_fp8 && options.compute != CudaEngineOptions::Compute::kBF16) {
+    status.Update(
+        absl::InvalidArgumentError("CudaEngineOptions.quantization: fp8 quantises bf16, not f32"));
+  }
   for (int i = 0; i < config.num_levels(); ++i) {
     status.Update(cuda::CheckHeads("encoder", i, config.levels[i].encoder));
     status.Update(cuda::CheckHeads("decoder", i, config.levels[i].decoder));
   }
   if (!status.ok()) return status;
-  const absl::StatusOr<std::string> name = cuda::UseDevice(options.device);
+  const absl::StatusOr<std::string> name = cuda::UseDevice(options);
   if (!name.ok()) return name.status();
 
   const bool is_bf16 = options.compute == CudaEngineOptions::Compute::kBF16;
   EngineShape shape{
-      .device =
-          absl::StrCat("cuda:", options.device, " (", *name, ", ", is_bf16 ? "bf16" : "fp32", ")"),
+      .device = absl::StrCat("cuda:", options.device, " (", *name, ", ",
+                             is_fp8    ? "fp8"
+                             : is_bf16 ? "bf16"
+                                       : "fp32",
+                             ")"),
       .vocab_size = config.vocab_size,
       .meta_tokens = meta,
       .max_context = config.max_context,

@@ -27,8 +27,17 @@ struct CudaEngineOptions {
     kBF16,  // bf16 weights, activations and cache; fp32 sums, residual stream and statistics
     kF32,   // fp32 throughout, products included
   };
+  enum class Quantization {
+    kNone,
+    // Weights of the stacks, converters and linear chunkers in e4m3, with an fp32 scale for each
+    // output; where a step has more than a few rows, the inputs of their products too, with one for
+    // each row. Sums, residual stream, cache, embeddings and head as without. Products whose sizes
+    // are not multiples of 16 stay in bf16. With kBF16, on compute capability 9.0.
+    kFp8,
+  };
   int device = 0;  // as CUDA numbers them
   Compute compute = Compute::kBF16;
+  Quantization quantization = Quantization::kNone;
   // The latent pool. A share is one of what the weights and everything else leave free.
   MemoryBudget kv_memory = MemoryBudget::ShareOfFree(0.9);
   int page_tokens = 256;          // rounded up to whole meta-contexts
@@ -46,7 +55,8 @@ absl::StatusOr<int> CountCudaDevices();
 
 // Uploads the weights and records the graphs, which takes seconds; `checkpoint` may be dropped
 // afterwards.
-// kFailedPrecondition: no driver, no such device, or one too old.
+// kFailedPrecondition: no driver, no such device, or one too old, or without what `quantization`
+// needs.
 // kInvalidArgument: an option out of range, or a checkpoint beyond a limit of the kernels.
 // kResourceExhausted: too little memory, saying what was needed for what, and what was free.
 absl::StatusOr<std::unique_ptr<Engine>> CreateCudaEngine(const Checkpoint& checkpoint,

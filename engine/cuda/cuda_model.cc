@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <initializer_list>
 #include <type_traits>
 #include <utility>
 
@@ -14,7 +13,6 @@
 #include "engine/cuda/kernels/rms_norm.h"
 #include "engine/cuda/kernels/rows.h"
 #include "engine/cuda/kernels/skinny_product.h"
-#include "engine/cuda/kernels/swiglu.h"
 #include "engine/model/float_bits.h"
 
 namespace photon::cuda {
@@ -38,126 +36,80 @@ void Max(int64_t& largest, int64_t value) {
   largest = std::max(largest, value);
 }
 
-// Few rows have a kernel of their own, which cuBLASLt's products leave far behind: it reads the
-// weights once and does everything around them.
-template <typename T>
-bool IsSkinny(int rows) {
-  return std::is_same_v<T, __nv_bfloat16> && rows <= kMaxSkinnyRows;
-}
-
-// Rows that a product normalises on the way in; without a weight it only rounds them.
-struct NormedRows {
-  const float* x;
-  const float* norm;
-  int width;
-  float eps;
-};
-
-// y = act W^T (+ bias), or y += with `add`.
-template <typename T, typename Out>
-void Product(const Compute<T>& compute, const Matrix<T>& w, const T* act, int rows, bool add,
-             Out* y) {
-  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-    if (IsSkinny<T>(rows)) {
-      return compute.work.Run("skinny_product", [&](cudaStream_t stream) {
-        return LaunchSkinnyProduct(w.data, w.n, w.k, w.bias, {.act = act}, rows, add, y, stream);
-      });
-    }
-  }
-  compute.product.Run(compute.work, w, act, rows, add, y);
-}
-
-template <typename T>
-void Norm(const Compute<T>& compute, const Matrix<T>& w, const NormedRows& in, int rows) {
-  compute.work.Run("rms_norm", [&](cudaStream_t stream) {
-    return LaunchRmsNorm(in.x, w.k, in.norm, in.width, in.eps, compute.scratch.act.data(), w.k,
-                         rows, stream);
-  });
-}
-
-// y = RMSNorm(x) W^T (+ bias).
-template <typename T, typename Out>
-void NormedProduct(const Compute<T>& compute, const Matrix<T>& w, const NormedRows& in, int rows,
-                   Out* y) {
-  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-    if (IsSkinny<T>(rows)) {
-      const SkinnyInput input{.x = in.x, .norm = in.norm, .width = in.width, .eps = in.eps};
-      return compute.work.Run("skinny_product", [&](cudaStream_t stream) {
-        return LaunchSkinnyProduct(w.data, w.n, w.k, w.bias, input, rows, false, y, stream);
-      });
-    }
-  }
-  Norm(compute, w, in, rows);
-  compute.product.Run(compute.work, w, compute.scratch.act.data(), rows, false, y);
-}
-
-// scratch.act = silu(RMSNorm(x) W_gate^T) * (RMSNorm(x) W_up^T), `width` wide.
-template <typename T>
-void GatedProduct(const Compute<T>& compute, const Matrix<T>& gate_up, const NormedRows& in,
-                  int rows, int width) {
-  T* act = compute.scratch.act.data();
-  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-    if (IsSkinny<T>(rows)) {
-      const SkinnyInput input{.x = in.x, .norm = in.norm, .width = in.width, .eps = in.eps};
-      return compute.work.Run("skinny_product", [&](cudaStream_t stream) {
-        return LaunchSkinnyGatedProduct(gate_up.data, gate_up.n, gate_up.k, input, rows, act,
-                                        stream);
-      });
-    }
-  }
-  Norm(compute, gate_up, in, rows);
-  compute.product.Run(compute.work, gate_up, act, rows, false, compute.scratch.wide.data());
-  compute.work.Run("swiglu", [&](cudaStream_t stream) {
-    return LaunchSwiGlu(compute.scratch.wide.data(), width, act, rows, stream);
-  });
-}
-
 }  // namespace
 
 template <typename T>
-Scratch<T> ScratchSize::Allocate(DeviceAllocator& allocator) const {
-  Scratch<T> scratch;
-  scratch.act = allocator.Allocate<T>(act, "activations");
-  scratch.wide = allocator.Allocate<T>(wide, "products of a layer");
-  scratch.expanded = allocator.Allocate<float>(expanded, "products of a converter");
-  scratch.partial = allocator.Allocate<float>(partial, "parts of split attention");
-  return scratch;
+bool WeightUploader<T>::Quantises(std::initializer_list<int64_t> sizes) const {
+  return quantise_ && std::all_of(sizes.begin(), sizes.end(), [](int64_t size) {
+           return Padded(size) % kQuantisedElements == 0;
+         });
 }
 
 template <typename T>
-Matrix<T> WeightUploader<T>::Upload(std::span<const TensorView> parts, bool pad_parts) {
+Matrix<T> WeightUploader<T>::Upload(std::span<const TensorView> parts, const Layout& layout) {
   int64_t n = 0;
   for (const TensorView& part : parts) {
-    n = (pad_parts ? Padded(n) : n) + part.shape[0];
+    n = (layout.pad_parts ? Padded(n) : n) + part.shape[0];
   }
   const int64_t k = parts[0].shape[1], stride = Padded(k);
-  const Matrix<T> matrix{.n = static_cast<int>(Padded(n)), .k = static_cast<int>(stride)};
-  DeviceBuffer<T>& buffer =
-      matrices_.emplace_back(allocator_.Allocate<T>(matrix.n * stride, "weights"));
+  Matrix<T> matrix{.n = static_cast<int>(Padded(n)), .k = static_cast<int>(stride)};
+  const int64_t elements = matrix.n * stride;
+  DeviceBuffer<T> buffer;
+  if (layout.quantise && Quantises({matrix.n, matrix.k})) {
+    matrix.quantised = {
+        weights_.quantised_matrices
+            .emplace_back(allocator_.Allocate<__nv_fp8_e4m3>(elements, "weights"))
+            .data(),
+        weights_.vectors.emplace_back(allocator_.Allocate<float>(matrix.n, "weights")).data()};
+    weights_.quantised.push_back(matrix);
+  } else {
+    matrix.data =
+        weights_.matrices.emplace_back(allocator_.Allocate<T>(elements, "weights")).data();
+  }
   if (!allocator_.status().ok()) return matrix;
 
-  std::vector<float> row(k);
-  std::vector<T> piece;
-  T* to = buffer.data();
+  std::vector<float> piece;
+  int64_t to = 0;
   const int64_t rows_per_piece = std::max<int64_t>(1, kUploadElements / stride);
   for (const TensorView& part : parts) {
     const int64_t row_bytes = k * static_cast<int64_t>(DTypeBytes(part.dtype));
     for (int64_t begin = 0; begin < part.shape[0]; begin += rows_per_piece) {
       const int64_t rows = std::min(rows_per_piece, part.shape[0] - begin);
-      piece.assign(rows * stride, T(0.0f));
+      piece.assign(rows * stride, 0.0f);
       for (int64_t r = 0; r < rows; ++r) {
-        CopyToFloat(part.dtype, part.data + (begin + r) * row_bytes, k, row.data());
-        Round(row, piece.data() + r * stride);
+        CopyToFloat(part.dtype, part.data + (begin + r) * row_bytes, k, piece.data() + r * stride);
       }
-      allocator_.Update(ToStatus(cudaMemcpy(to + begin * stride, piece.data(),
-                                            piece.size() * sizeof(T), cudaMemcpyHostToDevice),
-                                 "upload of weights"));
+      Send(piece, to + begin, rows, matrix);
     }
-    to += (pad_parts ? Padded(part.shape[0]) : part.shape[0]) * stride;
+    to += layout.pad_parts ? Padded(part.shape[0]) : part.shape[0];
   }
-  Matrix<T> result = matrix;
-  result.data = buffer.data();
-  return result;
+  return matrix;
+}
+
+template <typename T>
+void WeightUploader<T>::Send(std::span<const float> values, int64_t begin, int64_t rows,
+                             const Matrix<T>& to) {
+  const auto copy = [&](void* device, const void* host, size_t bytes) {
+    allocator_.Update(
+        ToStatus(cudaMemcpy(device, host, bytes, cudaMemcpyHostToDevice), "upload of weights"));
+  };
+  if (!to.is_quantised()) {
+    std::vector<T> rounded(values.size());
+    Round(values, rounded.data());
+    // NOLINTNEXTLINE(cppcoreguidelines-pro-type-const-cast): it is this uploader's
+    return copy(const_cast<T*>(to.data) + begin * to.k, rounded.data(), rounded.size() * sizeof(T));
+  }
+  if (unquantised_.size() < static_cast<int64_t>(values.size())) {
+    unquantised_ = allocator_.Allocate<float>(
+        std::max(kUploadElements, static_cast<int64_t>(values.size())), "weights before e4m3");
+    if (!allocator_.status().ok()) return;
+  }
+  copy(unquantised_.data(), values.data(), values.size_bytes());
+  const QuantisedRows place{to.quantised.data + begin * to.k, to.quantised.scales + begin};
+  allocator_.Update(
+      ToStatus(LaunchQuantisedRmsNorm({.x = unquantised_.data()}, /*norm=*/nullptr, to.k, /*eps=*/0,
+                                      place, static_cast<int>(rows), /*stream=*/nullptr),
+               "quantisation of weights"));
 }
 
 template <typename T>
@@ -169,7 +121,7 @@ template <typename T>
 const float* WeightUploader<T>::UploadFloats(std::span<const float> values) {
   const auto size = static_cast<int64_t>(values.size());
   const DeviceBuffer<float>& buffer =
-      vectors_.emplace_back(allocator_.Allocate<float>(Padded(size), "weights"));
+      weights_.vectors.emplace_back(allocator_.Allocate<float>(Padded(size), "weights"));
   if (allocator_.status().ok()) {
     allocator_.Update(ToStatus(
         cudaMemcpy(buffer.data(), values.data(), values.size_bytes(), cudaMemcpyHostToDevice),
@@ -193,15 +145,19 @@ TransformerStack<T>::TransformerStack(const StackConfig& config, const StackWeig
   }
   const float* device_cosines = uploader.UploadFloats(cosines);
   const float* device_sines = uploader.UploadFloats(sines);
+  // All of a stack or nothing, so that what is pending is added by the next norm.
+  const int64_t q_dim = int64_t{config_.num_heads} * config_.head_dim;
+  const bool quantise = uploader.Quantises(
+      {config_.hidden_size, q_dim, q_dim + 2 * kv_dim(), config_.intermediate_size});
   for (const LayerWeights& w : weights.layers) {
     Layer& layer = layers_.emplace_back();
     layer.attn_norm = uploader.UploadVector(w.attn_norm);
     layer.ffn_norm = uploader.UploadVector(w.ffn_norm);
     const TensorView qkv[] = {w.wq, w.wk, w.wv}, gate_up[] = {w.w_gate, w.w_up};
-    layer.qkv = uploader.Upload(qkv);
-    layer.out = uploader.Upload(w.wo);
-    layer.gate_up = uploader.Upload(gate_up, /*pad_parts=*/true);
-    layer.down = uploader.Upload(w.w_down);
+    layer.qkv = uploader.Upload(qkv, {.quantise = quantise});
+    layer.out = uploader.Upload(w.wo, quantise);
+    layer.gate_up = uploader.Upload(gate_up, {.pad_parts = true, .quantise = quantise});
+    layer.down = uploader.Upload(w.w_down, quantise);
     layer.attention = {.num_heads = config_.num_heads,
                        .num_kv_heads = config_.num_kv_heads,
                        .head_dim = config_.head_dim,
@@ -216,10 +172,11 @@ TransformerStack<T>::TransformerStack(const StackConfig& config, const StackWeig
 
 template <typename T>
 void TransformerStack<T>::AddTo(ScratchSize& size, int rows) const {
-  const int64_t product_rows = ProductRows(rows);
   const Layer& layer = layers_[0];
-  Max(size.act, product_rows * std::max({layer.qkv.k, layer.out.k, layer.down.k}));
-  Max(size.wide, product_rows * std::max(layer.qkv.n, layer.gate_up.n));
+  for (const Matrix<T>& product : {layer.qkv, layer.out, layer.gate_up, layer.down}) {
+    size.AddProduct(product, rows);
+  }
+  Max(size.wide, int64_t{ProductRows(rows)} * std::max(layer.qkv.n, layer.gate_up.n));
   Max(size.partial, PagedAttentionPartialElements(config_.num_heads, config_.head_dim));
 }
 
@@ -237,8 +194,9 @@ void TransformerStack<T>::Forward(const Compute<T>& compute, float* x, int conte
   const int rows = contexts * positions.count;
   T *act = compute.scratch.act.data(), *wide = compute.scratch.wide.data();
   float* partial = compute.scratch.partial.data();
-  const auto normed = [&](const float* norm) -> NormedRows {
-    return {x, norm, config_.hidden_size, config_.norm_eps};
+  const T* pending = nullptr;
+  const auto normed = [&](const float* norm) -> NormedRows<T> {
+    return {x, norm, config_.hidden_size, config_.norm_eps, pending, x};
   };
   KvLayer<T> cache = kv.first_layer;
   for (const Layer& layer : layers_) {
@@ -256,11 +214,12 @@ void TransformerStack<T>::Forward(const Compute<T>& compute, float* x, int conte
                                     stream);
       });
     }
-    Product(compute, layer.out, act, rows, true, x);
-    GatedProduct(compute, layer.gate_up, normed(layer.ffn_norm), rows, config_.intermediate_size);
-    Product(compute, layer.down, act, rows, true, x);
+    pending = AddProduct(compute, layer.out, rows, x);
+    pending = AddFeedForward(compute, layer.gate_up, layer.down, normed(layer.ffn_norm), rows,
+                             config_.intermediate_size, x);
     cache.base += kv.layer_stride;
   }
+  AddPending(compute, pending, static_cast<int>(width()), rows, x);
   const int64_t skip = output.last_only ? positions.count : 1;
   work.Run("rms_norm", [&](cudaStream_t stream) {
     return LaunchRmsNorm(x + (skip - 1) * width(), skip * width(), norm_, config_.hidden_size,
@@ -280,13 +239,13 @@ Chunker<T>::Chunker(const LevelConfig& level, int unit_width, const ChunkerWeigh
       in_norm_(uploader.UploadVector(weights.in_norm)),
       out_norm_(uploader.UploadVector(weights.out_norm)) {
   if (config_.type == ChunkerConfig::Type::kConcat) return;
-  linear_ = uploader.Upload(weights.weight);
+  linear_ = uploader.Upload(weights.weight, /*quantise=*/true);
   linear_.bias = uploader.UploadVector(weights.bias);
 }
 
 template <typename T>
 void Chunker<T>::AddTo(ScratchSize& size, int rows) const {
-  Max(size.act, int64_t{ProductRows(rows)} * linear_.k);
+  size.AddProduct(linear_, rows);
 }
 
 template <typename T>
@@ -307,7 +266,7 @@ void Chunker<T>::Forward(const Compute<T>& compute, const float* units, int n, f
     return LaunchChunkUnits(units, chunk_size_, unit_width_, norm, in_norm_, norm_eps_, act, n,
                             stream);
   });
-  Product(compute, linear_, act, n, false, x);
+  Product(compute, linear_, n, x);
   if (!config_.out_norm) return;
   work.Run("rms_norm", [&](cudaStream_t stream) {
     return LaunchRmsNorm(x, linear_.n, out_norm_, out_width_, norm_eps_, x, linear_.n, n, stream);
@@ -321,7 +280,7 @@ Converter<T>::Converter(const LevelConfig& level, const ConverterWeights& weight
       num_vectors_(level.converter_width),
       out_width_(level.decoder.hidden_size),
       norm_eps_(level.decoder.norm_eps),
-      linear_(uploader.Upload(weights.weight)),
+      linear_(uploader.Upload(weights.weight, /*quantise=*/true)),
       in_norm_(uploader.UploadVector(weights.in_norm)),
       conv_(uploader.UploadVector(weights.conv)),
       out_norm_(uploader.UploadVector(weights.out_norm)) {
@@ -330,15 +289,15 @@ Converter<T>::Converter(const LevelConfig& level, const ConverterWeights& weight
 
 template <typename T>
 void Converter<T>::AddTo(ScratchSize& size, int rows) const {
-  const int64_t product_rows = ProductRows(rows);
-  Max(size.act, product_rows * linear_.k);
-  Max(size.expanded, product_rows * linear_.n);
+  size.AddProduct(linear_, rows);
+  Max(size.expanded, int64_t{ProductRows(rows)} * linear_.n);
 }
 
 template <typename T>
 void Converter<T>::Forward(const Compute<T>& compute, const float* states, int n, float* x) const {
   float* expanded = compute.scratch.expanded.data();
-  NormedProduct(compute, linear_, {states, in_norm_, in_width_, norm_eps_}, n, expanded);
+  const NormedRows<T> in{states, in_norm_, in_width_, norm_eps_};
+  NormedProduct(compute, linear_, in, n, expanded);
   compute.work.Run("expand_vectors", [&](cudaStream_t stream) {
     return LaunchExpandVectors(expanded, num_vectors_, out_width_, conv_, out_norm_, norm_eps_, x,
                                n, stream);
@@ -346,10 +305,10 @@ void Converter<T>::Forward(const Compute<T>& compute, const float* states, int n
 }
 
 template <typename T>
-CudaModel<T>::CudaModel(const ModelConfig& config, const ModelWeights& weights,
+CudaModel<T>::CudaModel(const ModelConfig& config, const ModelWeights& weights, bool quantise,
                         DeviceAllocator& allocator)
     : config_(config) {
-  WeightUploader<T> uploader(allocator);
+  WeightUploader<T> uploader(quantise, allocator);
   if (config.scale_embeddings) {
     encoder_scale_ = std::sqrt(static_cast<float>(config.encoder_embedding_width()));
     decoder_scale_ = std::sqrt(static_cast<float>(config.embedding_dim));
@@ -375,13 +334,24 @@ CudaModel<T>::CudaModel(const ModelConfig& config, const ModelWeights& weights,
          TransformerStack<T>(level.decoder, w.decoder, level.converter_width + level.chunk_size,
                              uploader)});
   }
-  matrices_ = uploader.TakeMatrices();
-  vectors_ = uploader.TakeVectors();
+  weights_ = uploader.Take();
+}
+
+template <typename T>
+absl::Status CudaModel<T>::PrepareProducts([[maybe_unused]] MatrixProduct& product,
+                                           [[maybe_unused]] int max_rows) const {
+  absl::Status status;
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    for (const Matrix<T>& w : weights_.quantised) {
+      status.Update(product.Prepare(w, kMaxSkinnyRows + 1, max_rows));
+    }
+  }
+  return status;
 }
 
 template <typename T>
 void CudaModel<T>::AddLogitsTo(ScratchSize& size, int rows) const {
-  Max(size.act, int64_t{ProductRows(rows)} * head_.k);
+  size.AddProduct(head_, rows);
 }
 
 template <typename T>
@@ -405,14 +375,11 @@ void CudaModel<T>::EmbedForDecoder(Work& work, const int32_t* tokens, int group,
 template <typename T>
 void CudaModel<T>::Logits(const Compute<T>& compute, const float* predictions, int n,
                           float* logits) const {
-  NormedProduct(
-      compute, head_,
-      {predictions, final_norm_, config_.embedding_dim, config_.levels[0].decoder.norm_eps}, n,
-      logits);
+  const NormedRows<T> in{predictions, final_norm_, config_.embedding_dim,
+                         config_.levels[0].decoder.norm_eps};
+  NormedProduct(compute, head_, in, n, logits);
 }
 
-template Scratch<float> ScratchSize::Allocate(DeviceAllocator&) const;
-template Scratch<__nv_bfloat16> ScratchSize::Allocate(DeviceAllocator&) const;
 template class WeightUploader<float>;
 template class WeightUploader<__nv_bfloat16>;
 template class TransformerStack<float>;

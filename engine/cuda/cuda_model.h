@@ -1,6 +1,7 @@
 // A checkpoint's parameters on the device, and the modules that compute with them.
 #pragma once
 
+#include <initializer_list>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -9,57 +10,55 @@
 #include "engine/cuda/device_memory.h"
 #include "engine/cuda/kernels/layout.h"
 #include "engine/cuda/matrix_product.h"
+#include "engine/cuda/products.h"
 #include "engine/model/config.h"
 #include "engine/model/weights.h"
 
 namespace photon::cuda {
 
-// Buffers that modules share: nothing in them outlives a module's call.
+// What a model has on the device.
 template <typename T>
-struct Scratch {
-  DeviceBuffer<T> act;           // inputs of matrix products
-  DeviceBuffer<T> wide;          // outputs inside a stack
-  DeviceBuffer<float> expanded;  // outputs of converters
-  DeviceBuffer<float> partial;   // of split attention
+struct DeviceWeights {
+  std::vector<DeviceBuffer<T>> matrices;
+  std::vector<DeviceBuffer<__nv_fp8_e4m3>> quantised_matrices;
+  std::vector<DeviceBuffer<float>> vectors;
+  std::vector<Matrix<T>> quantised;  // that are in them
 };
 
-// Sizes a Scratch: the largest that any module asks for.
-struct ScratchSize {
-  int64_t act = 0, wide = 0, expanded = 0, partial = 0;  // elements
-
-  template <typename T>
-  Scratch<T> Allocate(DeviceAllocator& allocator) const;
-};
-
-// What computing needs besides weights; borrowed.
-template <typename T>
-struct Compute {
-  Work& work;
-  MatrixProduct& product;
-  const Scratch<T>& scratch;
-};
-
-// Copies parameters to the device as T, rows padded with zeros, and owns them.
+// Copies parameters to the device as T, or e4m3, rows padded with zeros.
 template <typename T>
 class WeightUploader {
  public:
-  explicit WeightUploader(DeviceAllocator& allocator) : allocator_(allocator) {}
+  // `quantise`: matrices that ask for it, as far as their sizes allow.
+  WeightUploader(bool quantise, DeviceAllocator& allocator)
+      : quantise_(quantise), allocator_(allocator) {}
 
-  // Stacks `parts` [n_i, k] along the outputs; with pad_parts each starts at a multiple of
-  // kRowElements.
-  Matrix<T> Upload(std::span<const TensorView> parts, bool pad_parts = false);
-  Matrix<T> Upload(const TensorView& weight) { return Upload(std::span(&weight, 1)); }
+  // Whether matrices of these sizes, once padded, may be quantised.
+  bool Quantises(std::initializer_list<int64_t> sizes) const;
+
+  struct Layout {
+    bool pad_parts = false;  // each part starts at a multiple of kRowElements
+    bool quantise = false;   // where Quantises() is true
+  };
+  // Stacks `parts` [n_i, k] along the outputs.
+  Matrix<T> Upload(std::span<const TensorView> parts, const Layout& layout);
+  Matrix<T> Upload(const TensorView& weight, bool quantise = false) {
+    return Upload(std::span(&weight, 1), {.quantise = quantise});
+  }
   // fp32, padded with zeros; null where the checkpoint has none.
   const float* UploadVector(const TensorView& vector);
   const float* UploadFloats(std::span<const float> values);
 
-  std::vector<DeviceBuffer<T>> TakeMatrices() { return std::move(matrices_); }
-  std::vector<DeviceBuffer<float>> TakeVectors() { return std::move(vectors_); }
+  DeviceWeights<T> Take() { return std::move(weights_); }
 
  private:
+  // rows [begin, begin + rows) of a matrix, fp32 and padded.
+  void Send(std::span<const float> values, int64_t begin, int64_t rows, const Matrix<T>& to);
+
+  const bool quantise_;
   DeviceAllocator& allocator_;
-  std::vector<DeviceBuffer<T>> matrices_;
-  std::vector<DeviceBuffer<float>> vectors_;
+  DeviceWeights<T> weights_;
+  DeviceBuffer<float> unquantised_;  // rows on their way to e4m3
 };
 
 // Keys and values of all layers of a stack.
@@ -157,14 +156,22 @@ struct Level {
 template <typename T>
 class CudaModel {
  public:
-  // Failures are in allocator.status().
-  CudaModel(const ModelConfig& config, const ModelWeights& weights, DeviceAllocator& allocator);
+  // With `quantise`, the products of stacks, and of converters and chunkers, have e4m3 weights
+  // where all their sizes are multiples of kQuantisedElements. Embeddings and the head are never
+  // quantised. Failures are in allocator.status().
+  CudaModel(const ModelConfig& config, const ModelWeights& weights, bool quantise,
+            DeviceAllocator& allocator);
 
   const ModelConfig& config() const { return config_; }
   const Level<T>& level(int i) const { return levels_[i]; }
   const float* start_latent() const { return start_latent_; }  // [Padded(D_L)]
   int64_t logits_stride() const { return head_.n; }
   void AddLogitsTo(ScratchSize& size, int rows) const;
+  // Whether any product is.
+  bool is_quantised() const { return !weights_.quantised.empty(); }
+  // Sees to it that quantised products of up to `max_rows` rows can be computed.
+  // kFailedPrecondition: they cannot.
+  absl::Status PrepareProducts(MatrixProduct& product, int max_rows) const;
 
   // Row i of `out` [rows, Padded(width)] is the embedding of token
   // tokens[i / group * stride + i % group].
@@ -181,8 +188,7 @@ class CudaModel {
   Matrix<T> encoder_embedding_, embedding_, head_;
   float encoder_scale_ = 1, decoder_scale_ = 1;
   const float *start_latent_ = nullptr, *final_norm_ = nullptr;
-  std::vector<DeviceBuffer<T>> matrices_;
-  std::vector<DeviceBuffer<float>> vectors_;
+  DeviceWeights<T> weights_;
 };
 
 }  // namespace photon::cuda

@@ -29,6 +29,8 @@ template <typename T>
 constexpr cudaDataType_t kDataType = CUDA_R_32F;
 template <>
 constexpr cudaDataType_t kDataType<__nv_bfloat16> = CUDA_R_16BF;
+template <>
+constexpr cudaDataType_t kDataType<__nv_fp8_e4m3> = CUDA_R_8F_E4M3;
 
 template <typename Value>
 absl::Status Set(cublasLtMatmulDesc_t product, cublasLtMatmulDescAttributes_t attribute,
@@ -77,7 +79,7 @@ absl::StatusOr<std::unique_ptr<MatrixProduct>> MatrixProduct::Create(DeviceAlloc
 }
 
 absl::StatusOr<const MatrixProduct::Plan*> MatrixProduct::PlanFor(const Shape& shape,
-                                                                  const float* bias) {
+                                                                  const Vectors& vectors) {
   if (const auto found = plans_.find(shape); found != plans_.end()) return &found->second;
   Plan plan;
   cublasLtMatmulDesc_t product = nullptr;
@@ -94,7 +96,14 @@ absl::StatusOr<const MatrixProduct::Plan*> MatrixProduct::PlanFor(const Shape& s
   if (shape.has_bias) {
     status.Update(First(Set(product, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS),
                         Set(product, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, CUDA_R_32F),
-                        Set(product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias)));
+                        Set(product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, vectors.bias)));
+  }
+  if (shape.in == CUDA_R_8F_E4M3) {
+    constexpr int32_t kPerRow = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+    status.Update(First(Set(product, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, kPerRow),
+                        Set(product, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, kPerRow),
+                        Set(product, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, vectors.w_scales),
+                        Set(product, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, vectors.a_scales)));
   }
   if (!status.ok()) return status;
   cublasLtMatmulHeuristicResult_t result;
@@ -112,26 +121,66 @@ absl::StatusOr<const MatrixProduct::Plan*> MatrixProduct::PlanFor(const Shape& s
   return &plans_.emplace(shape, std::move(plan)).first->second;
 }
 
-template <typename T, typename Out>
-void MatrixProduct::Run(Work& work, const Matrix<T>& w, const T* a, int rows, bool add, Out* y) {
+void MatrixProduct::Run(Work& work, const Shape& shape, const Vectors& vectors, const void* w,
+                        const void* a, bool add, void* y) {
   if (!work.ok()) return;
-  const auto plan = PlanFor({.in = kDataType<T>,
-                             .out = kDataType<Out>,
-                             .n = w.n,
-                             .k = w.k,
-                             .rows = ProductRows(rows),
-                             .has_bias = w.bias != nullptr},
-                            w.bias);
+  const auto plan = PlanFor(shape, vectors);
   if (!plan.ok()) return work.Update(plan.status());
   const Plan& p = **plan;
-  if (w.bias != nullptr) {
-    work.Update(Set(p.product.get(), CUBLASLT_MATMUL_DESC_BIAS_POINTER, w.bias));
+  cublasLtMatmulDesc_t product = p.product.get();
+  if (vectors.bias != nullptr) {
+    work.Update(Set(product, CUBLASLT_MATMUL_DESC_BIAS_POINTER, vectors.bias));
+  }
+  if (vectors.w_scales != nullptr) {
+    work.Update(Set(product, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, vectors.w_scales));
+    work.Update(Set(product, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, vectors.a_scales));
   }
   const float alpha = 1, beta = add ? 1 : 0;
-  work.Update(ToStatus(cublasLtMatmul(handle_.get(), p.product.get(), &alpha, w.data, p.w.get(), a,
-                                      p.a.get(), &beta, y, p.y.get(), y, p.y.get(), &p.algorithm,
+  work.Update(ToStatus(cublasLtMatmul(handle_.get(), product, &alpha, w, p.w.get(), a, p.a.get(),
+                                      &beta, y, p.y.get(), y, p.y.get(), &p.algorithm,
                                       workspace_.data(), kWorkspaceBytes, work.stream()),
                        "cublasLtMatmul"));
+}
+
+template <typename T, typename Out>
+void MatrixProduct::Run(Work& work, const Matrix<T>& w, const T* a, int rows, bool add, Out* y) {
+  Run(work,
+      {.in = kDataType<T>,
+       .out = kDataType<Out>,
+       .n = w.n,
+       .k = w.k,
+       .rows = ProductRows(rows),
+       .has_bias = w.bias != nullptr},
+      {.bias = w.bias}, w.data, a, add, y);
+}
+
+void MatrixProduct::Run(Work& work, const Matrix<__nv_bfloat16>& w, const QuantisedRows& a,
+                        int rows, __nv_bfloat16* y) {
+  Run(work, QuantisedShape(w, rows), {.w_scales = w.quantised.scales, .a_scales = a.scales},
+      w.quantised.data, a.data, false, y);
+}
+
+absl::Status MatrixProduct::Prepare(const Matrix<__nv_bfloat16>& w, int first_rows, int last_rows) {
+  for (int rows = first_rows; rows <= last_rows; rows = ProductRows(rows) + 1) {
+    // Any vectors do: nothing is computed.
+    const auto plan = PlanFor(QuantisedShape(w, rows),
+                              {.w_scales = w.quantised.scales, .a_scales = w.quantised.scales});
+    if (!plan.ok()) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "quantization: this GPU or its cuBLASLt (CUDA 12.9 or newer) has no product of e4m3 ",
+          "matrices with a scale for each row: ", plan.status().message()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+MatrixProduct::Shape MatrixProduct::QuantisedShape(const Matrix<__nv_bfloat16>& w, int rows) {
+  return {.in = kDataType<__nv_fp8_e4m3>,
+          .out = kDataType<__nv_bfloat16>,
+          .n = w.n,
+          .k = w.k,
+          .rows = ProductRows(rows),
+          .has_bias = false};
 }
 
 template void MatrixProduct::Run(Work&, const Matrix<float>&, const float*, int, bool, float*);

@@ -20,7 +20,7 @@ struct CudaEventOnCpu {};
 namespace cuda_on_cpu {
 namespace {
 
-// Two small ones of the newest kind that the kernels know.
+// Two small ones: of the newest kind that the kernels know, and of one before it.
 constexpr int kDevices = 2;
 constexpr size_t kDeviceBytes = size_t{1} << 30;
 
@@ -105,14 +105,14 @@ cudaError_t cudaSetDevice(int to) {
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int of) {
   if (of < 0 || of >= kDevices) return cudaErrorInvalidValue;
   *properties = {.name = "CUDA on the CPU",
-                 .major = 9,
-                 .minor = 0,
+                 .major = of == 0 ? 9 : 8,
+                 .minor = of == 0 ? 0 : 9,
                  .totalGlobalMem = cuda_on_cpu::kDeviceBytes};
   return cudaSuccess;
 }
 
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  *value = 9;
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int of) {
+  *value = of == 0 ? 9 : 8;
   return cudaSuccess;
 }
 

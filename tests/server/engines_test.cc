@@ -144,5 +144,13 @@ TEST(OpenEngines, ASettingWithoutEffectIsRefused) {
   EXPECT_EQ(Error(options), absl::InvalidArgumentError("threads: has no effect on a GPU"));
 }
 
+TEST(OpenEngines, TheProcessorRefusesToQuantise) {
+  EngineOptions options = SmallEngineOptions("cpu");
+  options.quantization = EngineOptions::Quantization::kFp8;
+  const absl::Status status = Error(options);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("quantization: fp8 needs a GPU"));
+}
+
 }  // namespace
 }  // namespace photon

@@ -74,6 +74,12 @@ __device__ T* DynamicShared() {
   return reinterpret_cast<T*>(dynamic_shared);
 }
 
+// silu(gate) * up. exp() overflows to infinity for gates below -88, and the quotient is then the
+// zero it should be.
+__device__ inline float GatedUp(float gate, float up) {
+  return gate / (1.0f + expf(-gate)) * up;
+}
+
 __device__ inline float WarpSum(float value) {
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {
     value += __shfl_xor_sync(kAllLanes, value, offset);
@@ -90,6 +96,23 @@ __device__ inline float BlockSum(float value, float* partial) {
   if (lane == 0) partial[warp] = value;
   __syncthreads();  // every warp's sum is there
   return WarpSum(lane < num_warps ? partial[lane] : 0.0f);
+}
+
+__device__ inline float WarpMax(float value) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, offset));
+  }
+  return value;
+}
+
+// Largest over the block of values that are not negative, as BlockSum().
+__device__ inline float BlockMax(float value, float* partial) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int num_warps = (blockDim.x + kWarp - 1) / kWarp;
+  value = WarpMax(value);
+  if (lane == 0) partial[warp] = value;
+  __syncthreads();  // every warp's largest is there
+  return WarpMax(lane < num_warps ? partial[lane] : 0.0f);
 }
 
 // acc += A B on the tensor cores: A [16, 16] weights, B [16, 8], bf16, as PTX's m16n8k16 spreads

@@ -4,49 +4,97 @@
 namespace photon::cuda {
 namespace {
 
-constexpr int kWarps = 8;          // of a block
-constexpr int kStepElements = 32;  // of k, that a warp takes at a time
-constexpr int kTileRows = 16;      // outputs of a block, as the matrix instruction has them
+constexpr int kWarps = 8;      // of a block
+constexpr int kTileRows = 16;  // outputs of a block, as the matrix instruction has them
 // Steps whose weights are on their way before the first is used.
 constexpr int kAhead = 4;
-// Elements of k after which the weights that are ahead are of the same places in `ahead` again.
-constexpr int kRoundElements = kStepElements * kWarps * kAhead;
 // Of the inputs that a block holds at a time, over all rows.
-constexpr int kPanelElements = 16 * kRoundElements;
+constexpr int kPanelElements = 16384;
 
-// Sixteen bytes of bf16 along k.
+// Sixteen bytes: eight elements of bf16, or sixteen of e4m3.
 union Fragment {
   uint4 vector;
-  unsigned pairs[4];
+  unsigned words[4];
 };
 
 enum class Epilogue { kStore, kAdd, kGated };
 
 // A lane of the matrix instruction m16n8k16 holds, for its row, pairs of elements of k. Which
-// elements those are does not matter as long as both sides agree, so a lane takes eight that are
-// next to each other, and one load of sixteen bytes feeds two instructions.
-struct LanePlace {
+// elements those are does not matter as long as both sides agree, so a lane takes those of sixteen
+// bytes of weights, which are next to each other, and one load feeds two instructions or four.
+template <typename W>
+struct Lanes {
+  static constexpr int kElements = sizeof(uint4) / sizeof(W);  // of k, that a lane takes at a time
+  static constexpr int kStep = 4 * kElements;                  // and a warp
+  // Elements of k after which the weights that are ahead are of the same places in `ahead` again.
+  static constexpr int kRound = kStep * kWarps * kAhead;
+
   int row;  // of weights (and 8 further), and of the input
   int k;    // first element in a step
+
+  __device__ Lanes()
+      : row(static_cast<int>(threadIdx.x % kWarp / 4)),
+        k(static_cast<int>(threadIdx.x % 4) * kElements) {}
 };
-__device__ LanePlace PlaceOfLane() {
-  const int lane = threadIdx.x % kWarp;
-  return {lane / 4, lane % 4 * 8};
-}
 
 // The part of the inputs' k that a block holds at a time, in bf16.
 struct Panel {
   int elements;  // of a row
   int stride;    // from a row to the next
 
-  Panel(int rows, int k) {
-    const int most = kPanelElements / rows / kRoundElements * kRoundElements;
-    const int padded = (k + kStepElements - 1) / kStepElements * kStepElements;
-    elements = padded < most ? padded : most;
-    // The eight lanes that read together take two rows: their 64 bytes each lie in different banks.
-    stride = elements + (elements * 2 % 128 == 0 ? kStepElements : 0);
+  template <typename W>
+  static Panel For(int rows, int k) {
+    using Place = Lanes<W>;
+    const int most = kPanelElements / rows / Place::kRound * Place::kRound;
+    const int padded = (k + Place::kStep - 1) / Place::kStep * Place::kStep;
+    const int elements = padded < most ? padded : most;
+    // The eight lanes that read together take two rows, whose bytes lie in different banks: 64 of
+    // each row with bf16, and with e4m3 four times 16, as far apart.
+    constexpr int kShift = sizeof(W) == 1 ? 8 : Place::kStep;
+    return {elements, elements + (elements * 2 % 128 == 0 ? kShift : 0)};
   }
 };
+
+// Four elements of e4m3 as two pairs of bf16, exactly. Sign, exponent and mantissa are put where
+// bf16 has them, which makes a number 2^-120 of what it was, also a subnormal one; NaN, which
+// weights have not, is lost.
+__device__ void Expand(unsigned four, unsigned& low, unsigned& high) {
+  const auto expand = [](unsigned two) {  // each in the upper byte of its half
+    const unsigned bits = (two & 0x80008000u) | (two >> 4 & 0x07f007f0u);
+    constexpr unsigned kTwoTo120 = 0x7b807b80u;
+    __nv_bfloat162 pair, scale;
+    memcpy(&pair, &bits, sizeof(pair));
+    memcpy(&scale, &kTwoTo120, sizeof(scale));
+    pair = __hmul2(pair, scale);
+    unsigned expanded;
+    memcpy(&expanded, &pair, sizeof(expanded));
+    return expanded;
+  };
+  low = expand((four & 0xffu) << 8 | (four & 0xff00u) << 16);
+  high = expand((four >> 8 & 0xff00u) | (four & 0xff000000u));
+}
+
+// acc += a lane's share of weights a, b [2 rows] times inputs.
+__device__ void MultiplyAddFragments(float (&acc)[4], const Fragment& a, const Fragment& b,
+                                     const Fragment (&inputs)[1]) {
+#pragma unroll
+  for (int p = 0; p < 4; p += 2) {
+    MultiplyAdd(acc, a.words[p], b.words[p], a.words[p + 1], b.words[p + 1], inputs[0].words[p],
+                inputs[0].words[p + 1]);
+  }
+}
+__device__ void MultiplyAddFragments(float (&acc)[4], const Fragment& a, const Fragment& b,
+                                     const Fragment (&inputs)[2]) {
+#pragma unroll
+  for (int p = 0; p < 4; ++p) {
+    unsigned a_low, a_high, b_low, b_high;
+    Expand(a.words[p], a_low, a_high);
+    Expand(b.words[p], b_low, b_high);
+    const Fragment& four = inputs[p / 2];
+    MultiplyAdd(acc, a_low, b_low, a_high, b_high, four.words[p % 2 * 2],
+                four.words[p % 2 * 2 + 1]);
+  }
+}
 
 // Eight elements of the inputs, rounded. With a norm they still lack the row's scale, and their
 // squares are added to `squares`.
@@ -73,17 +121,17 @@ __device__ Fragment LoadInput(const SkinnyInput& input, int64_t from, int at, fl
 
 // A block owns sixteen outputs (with kGated eight gates and their eight ups) for all rows; its
 // warps take the steps of k in turn and add up at the end.
-template <typename Out, Epilogue kEpilogue>
+template <typename W, typename Out, Epilogue kEpilogue>
 __global__ void __launch_bounds__(kWarps* kWarp)
-    SkinnyProduct(const __nv_bfloat16* w, int n, int k, const float* bias, SkinnyInput input,
-                  int rows, Panel panel, Out* y) {
-  constexpr int kThreads = kWarps * kWarp;
+    SkinnyProduct(SkinnyWeights<W> weights, SkinnyInput input, int rows, Panel panel, Out* y) {
+  constexpr int kThreads = kWarps * kWarp, kStep = Lanes<W>::kStep;
+  const int n = weights.n, k = weights.k;
   __nv_bfloat16* staged = DynamicShared<__nv_bfloat16>();
   __shared__ float squares[kMaxSkinnyRows][kWarps];
   __shared__ float sums[kWarps][kMaxSkinnyRows][kTileRows];
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const LanePlace place = PlaceOfLane();
-  const int steps = (k + kStepElements - 1) / kStepElements;
+  const Lanes<W> place;
+  const int steps = (k + kStep - 1) / kStep;
 
   // Outputs of the two weight rows of this lane.
   int first = static_cast<int>(blockIdx.x) * kTileRows + place.row, second = first + kTileRows / 2;
@@ -94,11 +142,12 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   const bool has_first = first < (kEpilogue == Epilogue::kGated ? n / 2 : n);
   const bool has_second = kEpilogue == Epilogue::kGated ? has_first : second < n;
   const auto load_weights = [&](int step, Fragment& a, Fragment& b) {
-    const int at = step * kStepElements + place.k;
+    const int at = step * kStep + place.k;
     a.vector = b.vector = {0, 0, 0, 0};
     if (at >= k) return;
-    if (has_first) a.vector = *reinterpret_cast<const uint4*>(w + int64_t{first} * k + at);
-    if (has_second) b.vector = *reinterpret_cast<const uint4*>(w + int64_t{second} * k + at);
+    const W* from = weights.data + at;
+    if (has_first) a.vector = *reinterpret_cast<const uint4*>(from + int64_t{first} * k);
+    if (has_second) b.vector = *reinterpret_cast<const uint4*>(from + int64_t{second} * k);
   };
 
   // The first weights are on their way while the work before ends and the inputs are prepared.
@@ -128,24 +177,23 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     __syncthreads();  // the panel is there
 
     const int end = begin + panel.elements < k ? begin + panel.elements : k;
-    const int last_step = (end + kStepElements - 1) / kStepElements;
-    for (int base = begin / kStepElements + warp; base < last_step; base += kAhead * kWarps) {
+    const int last_step = (end + kStep - 1) / kStep;
+    for (int base = begin / kStep + warp; base < last_step; base += kAhead * kWarps) {
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
         const int step = base + i * kWarps;
         const Fragment a = ahead[i][0], b = ahead[i][1];
         load_weights(step + kAhead * kWarps, ahead[i][0], ahead[i][1]);
         if (step >= steps) continue;  // the same for the whole warp
-        Fragment c{};
+        Fragment c[Lanes<W>::kElements / 8] = {};
         if (place.row < rows) {
-          const int in_panel = step * kStepElements - begin + place.k;
-          c.vector = *reinterpret_cast<const uint4*>(staged + place.row * panel.stride + in_panel);
-        }
+          const int in_panel = step * kStep - begin + place.k;
+          const auto* from =
+              reinterpret_cast<const uint4*>(staged + place.row * panel.stride + in_panel);
 #pragma unroll
-        for (int p = 0; p < 4; p += 2) {
-          MultiplyAdd(acc, a.pairs[p], b.pairs[p], a.pairs[p + 1], b.pairs[p + 1], c.pairs[p],
-                      c.pairs[p + 1]);
+          for (int f = 0; f < Lanes<W>::kElements / 8; ++f) c[f].vector = from[f];
         }
+        MultiplyAddFragments(acc, a, b, c);
       }
     }
   }
@@ -167,12 +215,16 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     for (int i = 0; i < kWarps; ++i) square += squares[row][i];
     return sum / sqrtf(square / input.width + input.eps);
   };
+  const auto scaled = [&](float value, int at) {
+    return sizeof(W) == 1 ? value * weights.scales[at] : value;
+  };
   if constexpr (kEpilogue == Epilogue::kGated) {
     for (int i = threadIdx.x; i < rows * kTileRows / 2; i += kWarps * kWarp) {
       const int row = i / (kTileRows / 2), output = i % (kTileRows / 2);
       const int at = static_cast<int>(blockIdx.x) * kTileRows / 2 + output;
       if (at >= n / 2) continue;
-      const float gate = total(row, output), up = total(row, output + kTileRows / 2);
+      const float gate = scaled(total(row, output), at);
+      const float up = scaled(total(row, output + kTileRows / 2), n / 2 + at);
       y[int64_t{row} * (n / 2) + at] = FromFloat<Out>(gate / (1.0f + expf(-gate)) * up);
     }
   } else {
@@ -180,8 +232,8 @@ __global__ void __launch_bounds__(kWarps* kWarp)
       const int row = i / kTileRows, output = i % kTileRows;
       const int at = static_cast<int>(blockIdx.x) * kTileRows + output;
       if (at >= n) continue;
-      float value = total(row, output);
-      if (bias != nullptr) value += bias[at];
+      float value = scaled(total(row, output), at);
+      if (weights.bias != nullptr) value += weights.bias[at];
       Out* to = y + int64_t{row} * n + at;
       if (kEpilogue == Epilogue::kAdd) value += ToFloat(*to);
       *to = FromFloat<Out>(value);
@@ -189,36 +241,41 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   }
 }
 
-template <typename Out, Epilogue kEpilogue>
-cudaError_t Launch(const __nv_bfloat16* w, int n, int k, const float* bias,
-                   const SkinnyInput& input, int rows, Out* y, cudaStream_t stream) {
-  if (rows > kMaxSkinnyRows) return cudaErrorInvalidValue;
-  const unsigned blocks = DivideUp(n, kTileRows), threads = kWarps * kWarp;
-  const Panel panel(rows, k);
+template <Epilogue kEpilogue, typename W, typename Out>
+cudaError_t Launch(const SkinnyWeights<W>& w, const SkinnyInput& input, int rows, Out* y,
+                   cudaStream_t stream) {
+  if (rows > kMaxSkinnyRows || w.k % Lanes<W>::kElements != 0) return cudaErrorInvalidValue;
+  const unsigned blocks = DivideUp(w.n, kTileRows), threads = kWarps * kWarp;
+  const Panel panel = Panel::For<W>(rows, w.k);
   const size_t shared_bytes = size_t{sizeof(__nv_bfloat16)} * rows * panel.stride;
-  return LaunchKernel(SkinnyProduct<Out, kEpilogue>, blocks, threads, shared_bytes, stream, w, n, k,
-                      bias, input, rows, panel, y);
+  return LaunchKernel(SkinnyProduct<W, Out, kEpilogue>, blocks, threads, shared_bytes, stream, w,
+                      input, rows, panel, y);
 }
 
 }  // namespace
 
-template <typename Out>
-cudaError_t LaunchSkinnyProduct(const __nv_bfloat16* w, int n, int k, const float* bias,
-                                const SkinnyInput& input, int rows, bool add, Out* y,
-                                cudaStream_t stream) {
-  return add ? Launch<Out, Epilogue::kAdd>(w, n, k, bias, input, rows, y, stream)
-             : Launch<Out, Epilogue::kStore>(w, n, k, bias, input, rows, y, stream);
+template <typename W, typename Out>
+cudaError_t LaunchSkinnyProduct(const SkinnyWeights<W>& w, const SkinnyInput& input, int rows,
+                                bool add, Out* y, cudaStream_t stream) {
+  return add ? Launch<Epilogue::kAdd>(w, input, rows, y, stream)
+             : Launch<Epilogue::kStore>(w, input, rows, y, stream);
 }
 
-template cudaError_t LaunchSkinnyProduct(const __nv_bfloat16*, int, int, const float*,
-                                         const SkinnyInput&, int, bool, float*, cudaStream_t);
-template cudaError_t LaunchSkinnyProduct(const __nv_bfloat16*, int, int, const float*,
-                                         const SkinnyInput&, int, bool, __nv_bfloat16*,
-                                         cudaStream_t);
-
-cudaError_t LaunchSkinnyGatedProduct(const __nv_bfloat16* w, int n, int k, const SkinnyInput& input,
-                                     int rows, __nv_bfloat16* out, cudaStream_t stream) {
-  return Launch<__nv_bfloat16, Epilogue::kGated>(w, n, k, nullptr, input, rows, out, stream);
+template <typename W>
+cudaError_t LaunchSkinnyGatedProduct(const SkinnyWeights<W>& w, const SkinnyInput& input, int rows,
+                                     __nv_bfloat16* out, cudaStream_t stream) {
+  return Launch<Epilogue::kGated>(w, input, rows, out, stream);
 }
+
+#define PHOTON_INSTANTIATE(W)                                                                      \
+  template cudaError_t LaunchSkinnyProduct(const SkinnyWeights<W>&, const SkinnyInput&, int, bool, \
+                                           float*, cudaStream_t);                                  \
+  template cudaError_t LaunchSkinnyProduct(const SkinnyWeights<W>&, const SkinnyInput&, int, bool, \
+                                           __nv_bfloat16*, cudaStream_t);                          \
+  template cudaError_t LaunchSkinnyGatedProduct(const SkinnyWeights<W>&, const SkinnyInput&, int,  \
+                                                __nv_bfloat16*, cudaStream_t);
+PHOTON_INSTANTIATE(__nv_bfloat16)
+PHOTON_INSTANTIATE(__nv_fp8_e4m3)
+#undef PHOTON_INSTANTIATE
 
 }  // namespace photon::cuda

@@ -6,11 +6,6 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// exp() overflows to infinity for gates below -88, and the quotient is then the zero it should be.
-__device__ float GatedUp(float gate, float up) {
-  return gate / (1.0f + expf(-gate)) * up;
-}
-
 // A thread owns four elements; blockIdx.y is the row.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)

@@ -22,15 +22,33 @@ ReferenceModel::Vector ReferenceModel::RmsNorm(const Vector& x, const TensorView
   return out;
 }
 
-ReferenceModel::Vector ReferenceModel::Map(const TensorView& weight, const TensorView& bias,
-                                           const Vector& x) {
-  const std::vector<float>& w = Values(weight);
-  Vector out(weight.shape[0]);
-  for (size_t o = 0; o < out.size(); ++o) {
-    double sum = bias.empty() ? 0 : Values(bias)[o];
-    for (size_t i = 0; i < x.size(); ++i) sum += double{w[o * x.size() + i]} * x[i];
-    out[o] = sum;
+const ReferenceModel::Vector& ReferenceModel::Matrix(const TensorView& weight) {
+  auto [it, is_new] = matrices_.try_emplace(weight.data);
+  if (!is_new) return it->second;
+  const std::vector<float> values = ToFloat(weight);
+  it->second.assign(values.begin(), values.end());
+  if (quantisation_.weights) {
+    const int64_t width = weight.shape[1];
+    for (int64_t row = 0; row < weight.shape[0]; ++row) {
+      quantisation_.weights(std::span(it->second).subspan(row * width, width));
+    }
   }
+  return it->second;
+}
+
+ReferenceModel::Vector ReferenceModel::Product(std::span<const double> matrix, const Vector& x) {
+  Vector out(matrix.size() / x.size());
+  for (size_t o = 0; o < out.size(); ++o) {
+    for (size_t i = 0; i < x.size(); ++i) out[o] += matrix[o * x.size() + i] * x[i];
+  }
+  return out;
+}
+
+ReferenceModel::Vector ReferenceModel::Map(const TensorView& weight, const TensorView& bias,
+                                           Vector x) {
+  if (quantisation_.inputs) quantisation_.inputs(x);
+  Vector out = Product(Matrix(weight), x);
+  for (size_t o = 0; o < out.size() && !bias.empty(); ++o) out[o] += Values(bias)[o];
   return out;
 }
 
@@ -204,12 +222,15 @@ std::vector<std::vector<double>> ReferenceModel::Logits(std::span<const TokenId>
     conditions = std::move(predictions);
   }
 
+  const std::vector<float>& head =
+      Values(config.tie_word_embeddings ? weights.embedding : weights.lm_head);
+  const Vector head_matrix(head.begin(), head.end());
   std::vector<Vector> logits;
   for (size_t i = 0; i < tokens.size(); ++i) {
     const Vector y = config.final_norm ? RmsNorm(conditions[i], weights.final_norm,
                                                  config.levels[0].decoder.norm_eps)
                                        : conditions[i];
-    logits.push_back(Map(config.tie_word_embeddings ? weights.embedding : weights.lm_head, {}, y));
+    logits.push_back(Product(head_matrix, y));
   }
   return logits;
 }

@@ -81,21 +81,23 @@ TEST_F(OnGpu, SkinnyProductsMatchTheDefinition) {
                    before = Random(rows * n);
         const DeviceArray<T> device_act(act), device_w(w);
         const DeviceArray<float> device_x(x), device_norm(norm), device_bias(bias), y(before);
+        const SkinnyWeights<T> weights{.data = device_w.data(), .n = n, .k = k};
+        SkinnyWeights<T> biased = weights;
+        biased.bias = device_bias.data();
         const std::string what = absl::StrCat(rows, "x", k, "x", n);
         Doubles expected = ProductOf(ToDoubles(act), w, rows, n, k);
 
-        ASSERT_EQ(LaunchSkinnyProduct(device_w.data(), n, k, nullptr, {.act = device_act.data()},
-                                      rows, true, y.data(), nullptr),
-                  cudaSuccess);
+        ASSERT_EQ(
+            LaunchSkinnyProduct(weights, {.act = device_act.data()}, rows, true, y.data(), nullptr),
+            cudaSuccess);
         Doubles added = expected;
         for (size_t i = 0; i < added.size(); ++i) added[i] += before[i];
         ExpectRows(y.Values(), added, n, 5e-6, what + ", added");
 
         const auto rounded = DeviceArray<T>::Unwritten(rows * n);
-        ASSERT_EQ(
-            LaunchSkinnyProduct(device_w.data(), n, k, device_bias.data(),
-                                {.act = device_act.data()}, rows, false, rounded.data(), nullptr),
-            cudaSuccess);
+        ASSERT_EQ(LaunchSkinnyProduct(biased, {.act = device_act.data()}, rows, false,
+                                      rounded.data(), nullptr),
+                  cudaSuccess);
         for (size_t i = 0; i < expected.size(); ++i) expected[i] += bias[i % n];
         ExpectRows(rounded.Values(), expected, n, kTolerance<T>, what + ", biased");
 
@@ -108,7 +110,7 @@ TEST_F(OnGpu, SkinnyProductsMatchTheDefinition) {
           }
           for (double& value : normed) value = ToDouble(Rounded<T>(static_cast<float>(value)));
           const auto out = DeviceArray<float>::Unwritten(rows * n);
-          ASSERT_EQ(LaunchSkinnyProduct(device_w.data(), n, k, nullptr,
+          ASSERT_EQ(LaunchSkinnyProduct(weights,
                                         {.x = device_x.data(),
                                          .norm = has_norm ? device_norm.data() : nullptr,
                                          .width = k,
@@ -121,8 +123,8 @@ TEST_F(OnGpu, SkinnyProductsMatchTheDefinition) {
 
         if (n % 16 != 0) continue;
         const auto gated = DeviceArray<T>::Unwritten(rows * n / 2);
-        ASSERT_EQ(LaunchSkinnyGatedProduct(device_w.data(), n, k, {.act = device_act.data()}, rows,
-                                           gated.data(), nullptr),
+        ASSERT_EQ(LaunchSkinnyGatedProduct(weights, {.act = device_act.data()}, rows, gated.data(),
+                                           nullptr),
                   cudaSuccess);
         const Doubles both = ProductOf(ToDoubles(act), w, rows, n, k);
         Doubles products;
