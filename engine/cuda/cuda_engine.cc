@@ -197,7 +197,7 @@ class CudaEngine final : public Engine {
       const int count = static_cast<int>(std::min<int64_t>(max_metas_, num_metas - begin));
       encoder_->Encode(With(work), inputs.tokens.device.data() + begin * meta,
                        inputs.metas.device.data() + begin, count, inputs.page_ids.device.data(),
-                       x_.data(), states_.data());
+                       /*in_runs=*/true, x_.data(), states_.data());
       pages_.StoreLatents(work, states_.data(), inputs.latent_pages.device.data() + begin, count);
     }
   }

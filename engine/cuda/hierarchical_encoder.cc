@@ -37,7 +37,8 @@ void HierarchicalEncoder<T>::AddTo(const CudaModel<T>& model, int max_metas, Scr
 template <typename T>
 void HierarchicalEncoder<T>::Encode(const Compute<T>& compute, const int32_t* tokens,
                                     const MetaContext* metas, int num_metas,
-                                    const int32_t* page_ids, float* x, float* states) const {
+                                    const int32_t* page_ids, bool in_runs, float* x,
+                                    float* states) const {
   const ModelConfig& config = model_.config();
   const int meta = config.meta_tokens(), top = config.num_levels() - 1;
   model_.EmbedForEncoder(compute.work, tokens, meta, meta, num_metas * meta, units_.data());
@@ -49,8 +50,10 @@ void HierarchicalEncoder<T>::Encode(const Compute<T>& compute, const int32_t* to
     const typename TransformerStack<T>::Output output{.to = i == top ? states : units_.data(),
                                                       .stride = level.encoder.width()};
     if (config.level_grows(i)) {
-      const RowPositions positions{
-          .metas = metas, .units_per_meta = units_per_meta, .count = units_per_meta};
+      const RowPositions positions{.metas = metas,
+                                   .units_per_meta = units_per_meta,
+                                   .count = units_per_meta,
+                                   .in_runs = in_runs};
       level.encoder.Forward(compute, x, num_metas, positions, pages_.Kv(i, level.encoder, page_ids),
                             output);
     } else {

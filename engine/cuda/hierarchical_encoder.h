@@ -23,10 +23,11 @@ class HierarchicalEncoder {
   // out.
   //   tokens    [metas, P_L] and metas [metas], on the device
   //   page_ids  that `metas` point into, on the device
+  //   in_runs   neighbours are mostly of one sequence
   //   x         scratch
   //   states    [metas, Padded(D_L)]
   void Encode(const Compute<T>& compute, const int32_t* tokens, const MetaContext* metas,
-              int num_metas, const int32_t* page_ids, float* x, float* states) const;
+              int num_metas, const int32_t* page_ids, bool in_runs, float* x, float* states) const;
 
  private:
   const CudaModel<T>& model_;

@@ -173,8 +173,8 @@ void ModeDecoder<T>::Enqueue(Work& work, const DecodeBatch& batch, OnPoint on_po
       break;
     case GenerationMode::kHierGen:
       backend_.decoder.DecodeParallel(compute, batch, x, on_sampled);
-      backend_.encoder.Encode(compute, batch.tokens, batch.metas, batch.num_rows, batch.page_ids, x,
-                              states_.data());
+      backend_.encoder.Encode(compute, batch.tokens, batch.metas, batch.num_rows, batch.page_ids,
+                              /*in_runs=*/false, x, states_.data());
       break;
     case GenerationMode::kRecGen:
       backend_.decoder.DecodeParallel(compute, batch, x, on_sampled);

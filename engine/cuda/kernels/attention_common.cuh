@@ -18,6 +18,23 @@ inline int GroupLanes(int head_dim, int elements_per_lane) {
   return group;
 }
 
+// Where a row stands in its sequence.
+struct RowPlace {
+  int pages;  // start of the sequence's page ids
+  int position;
+};
+__device__ inline RowPlace PlaceOf(const RowPositions& rows, int row) {
+  const MetaContext meta = rows.metas[row / rows.count];
+  return {meta.pages, meta.index * rows.units_per_meta + rows.first + row % rows.count};
+}
+
+// Elements from `kv.base` to where a position of a sequence keeps its keys and values.
+template <typename T>
+__device__ int64_t CellOf(const KvLayer<T>& kv, int pages, int position) {
+  const int64_t page = kv.page_ids[pages + position / kv.segment_positions];
+  return page * kv.stride + int64_t{position % kv.segment_positions} * 2 * kv.kv_dim;
+}
+
 template <typename T, int kVec, int kChunks>
 struct HeadSlice {
   float v[kChunks][kVec];

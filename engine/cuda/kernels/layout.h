@@ -35,6 +35,9 @@ struct RowPositions {
   int units_per_meta = 0;
   int first = 0;
   int count = 1;
+  // Neighbours are mostly of one sequence, in order and without gaps, as in a prefill. Changes
+  // which kernel computes, not what.
+  bool in_runs = false;
 };
 
 // Keys and values of one layer. Position p of context c is [kv_dim] keys, then [kv_dim] values, at

@@ -1,5 +1,8 @@
+#include <type_traits>
+
 #include "engine/cuda/kernels/attention_common.cuh"
 #include "engine/cuda/kernels/paged_attention.h"
+#include "engine/cuda/kernels/tiled_attention.h"
 
 namespace photon::cuda {
 namespace {
@@ -11,14 +14,10 @@ constexpr int kMaxSplits = 32;
 // Keys below which another split costs more than it brings.
 constexpr int kMinSplitKeys = 32;
 
-struct RowPlace {
-  int pages;  // start of the sequence's page ids
-  int position;
-};
-
-__device__ RowPlace PlaceOf(const RowPositions& rows, int row) {
-  const MetaContext meta = rows.metas[row / rows.count];
-  return {meta.pages, meta.index * rows.units_per_meta + rows.first + row % rows.count};
+// Keys of a split of a context of `length`; the last splits may have none.
+__device__ int KeysOfSplit(int length, int splits) {
+  const int share = (length + splits - 1) / splits;
+  return share > kMinSplitKeys ? share : kMinSplitKeys;
 }
 
 // A warp owns one key head of one row.
@@ -33,8 +32,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   const int row = static_cast<int>(unit / shape.num_kv_heads);
   if (row >= n) return;
   const auto [pages, position] = PlaceOf(rows, row);
-  const int64_t page = kv.page_ids[pages + position / kv.segment_positions];
-  T* cell = kv.base + page * kv.stride + int64_t{position % kv.segment_positions} * 2 * kv.kv_dim;
+  T* cell = kv.base + CellOf(kv, pages, position);
   StoreKeyValue(shape, qkv + row * qkv_stride, static_cast<int>(unit % shape.num_kv_heads),
                 position, staging + warp * shape.head_dim, cell);
 }
@@ -53,15 +51,15 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   const int row = blockIdx.x, head = blockIdx.y, dim = shape.head_dim;
   float* staged = staging + warp * dim;
   const auto [pages, position] = PlaceOf(rows, row);
+  const int length = position + 1, splits = gridDim.z;
+  const int per_split = KeysOfSplit(length, splits);
+  const int begin = blockIdx.z * per_split;
+  if (begin >= length) return;  // MergeSplits does not ask for this part
 
   StageHead(qkv + row * qkv_stride + head * dim, shape.q_norm, shape.norm_eps, dim, staged);
   const auto query = RotatedQuery<T, kVec, kChunks>(staged, shape, position, slot, group);
   __syncwarp();  // `staged` may be written again
 
-  const int length = position + 1, splits = gridDim.z;
-  const int share = (length + splits - 1) / splits;
-  const int per_split = share > kMinSplitKeys ? share : kMinSplitKeys;
-  const int begin = blockIdx.z * per_split;
   const int end = length < begin + per_split ? length : begin + per_split;
   const int kv_head = head / (shape.num_heads / shape.num_kv_heads);
   const int groups = kWarp / group;
@@ -112,23 +110,27 @@ __global__ void __launch_bounds__(kWarps* kWarp)
 // A warp owns one head of one row.
 template <typename T>
 __global__ void __launch_bounds__(kWarps* kWarp)
-    MergeSplits(AttentionShape shape, const float* partial, int splits, int n, T* out,
-                int64_t out_stride) {
+    MergeSplits(AttentionShape shape, const float* partial, int splits, RowPositions rows, int n,
+                T* out, int64_t out_stride) {
   AwaitPrevious();
   const int lane = threadIdx.x % kWarp, dim = shape.head_dim;
   const int64_t unit = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
   if (unit >= int64_t{n} * shape.num_heads) return;
   const int head = static_cast<int>(unit % shape.num_heads);
   const float* parts = partial + unit * splits * (dim + 2);
+  const int row = static_cast<int>(unit / shape.num_heads);
+  const int length = PlaceOf(rows, row).position + 1;
+  const int per_split = KeysOfSplit(length, splits);
+  const int used = (length + per_split - 1) / per_split;
   float max = -INFINITY, sum = 0;
-  for (int s = 0; s < splits; ++s) max = fmaxf(max, parts[s * (dim + 2)]);
-  for (int s = 0; s < splits; ++s) {
+  for (int s = 0; s < used; ++s) max = fmaxf(max, parts[s * (dim + 2)]);
+  for (int s = 0; s < used; ++s) {
     sum += parts[s * (dim + 2) + 1] * exp2f(parts[s * (dim + 2)] - max);
   }
-  T* to = out + unit / shape.num_heads * out_stride;
+  T* to = out + row * out_stride;
   for (int d = lane; d < dim; d += kWarp) {
     float value = 0;
-    for (int s = 0; s < splits; ++s) {
+    for (int s = 0; s < used; ++s) {
       value += parts[s * (dim + 2) + 2 + d] * exp2f(parts[s * (dim + 2)] - max);
     }
     to[head * dim + d] = FromFloat<T>(value / sum);
@@ -149,13 +151,20 @@ cudaError_t Launch(const AttentionShape& shape, const T* qkv, const KvLayer<T>& 
                    const RowPositions& rows, int n, float* partial, T* out, cudaStream_t stream) {
   const int64_t out_stride = Padded(int64_t{shape.num_heads} * shape.head_dim);
   const int splits = PagedAttentionSplits(n, shape.num_heads);
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    const bool fits = shape.head_dim <= kMaxTiledHeadDim && shape.head_dim % 4 == 0;
+    if (rows.in_runs && splits == 1 && fits) {
+      return LaunchTiledAttention(shape, qkv, QkvStride(shape), kv, rows, n, out, out_stride,
+                                  stream);
+    }
+  }
   const dim3 grid(n, shape.num_heads, splits);
   const cudaError_t error = LaunchKernel(
       PagedAttention<T, kVec, kChunks>, grid, kWarps * kWarp, StagingBytes(shape), stream, shape,
       qkv, QkvStride(shape), kv, rows, GroupLanes(shape.head_dim, kVec), partial, out, out_stride);
   if (error != cudaSuccess || splits == 1) return error;
   return LaunchKernel(MergeSplits<T>, DivideUp(int64_t{n} * shape.num_heads, kWarps),
-                      kWarps * kWarp, 0, stream, shape, partial, splits, n, out, out_stride);
+                      kWarps * kWarp, 0, stream, shape, partial, splits, rows, n, out, out_stride);
 }
 
 }  // namespace

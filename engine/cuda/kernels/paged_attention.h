@@ -3,6 +3,7 @@
 // Two kernels, since a row may attend to keys of other rows of its batch: first every row's keys
 // and values are stored, then every row attends. Where rows and heads are too few to fill the
 // device, the context of each is split among several blocks, whose results a third kernel merges.
+// Where many rows come in runs, tiles of them attend together (tiled_attention.h).
 #pragma once
 
 #include "engine/cuda/kernels/layout.h"

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <optional>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -188,6 +189,98 @@ TYPED_TEST(AttentionKernels, LocalAttentionPrimesWindowsAndAdvancesThem) {
   }
 }
 
+// Sequences over pages of their own in a shuffled pool, what they store, and the formula beside it.
+template <typename T>
+class PagedSequences {
+ public:
+  // positions  of each sequence, at most;  random  draws of a normal distribution
+  PagedSequences(const Attention<T>& attention, const std::vector<int>& positions,
+                 std::mt19937_64& random)
+      : attention_(attention), random_(random), stored_(positions.size()) {
+    int pages = 0;
+    for (int count : positions) {
+      first_pages_.push_back(pages);
+      pages += (count + kPagePositions - 1) / kPagePositions;
+    }
+    std::vector<int32_t> ids(pages);
+    std::iota(ids.begin(), ids.end(), 0);
+    std::shuffle(ids.begin(), ids.end(), random_);
+    page_ids_.emplace(ids);
+    const int64_t stride = Padded(kPagePositions * 2 * attention.kv_dim() + 3);
+    pool_.emplace(std::vector<T>(stride * pages, Rounded<T>(NAN)));
+    partial_.emplace(std::vector<float>(
+        PagedAttentionPartialElements(attention.shape.num_heads, attention.shape.head_dim), NAN));
+    kv_ = {.base = pool_->data(),
+           .page_ids = page_ids_->data(),
+           .stride = stride,
+           .segment_positions = kPagePositions,
+           .kv_dim = attention.kv_dim()};
+  }
+
+  // Appends metas[s] meta-contexts of `units` rows each to sequence s, as one batch; the sequences
+  // stand equally far in a meta-context. Expects what `attends` of them attend to, or stores only.
+  void Append(const std::vector<int>& metas, int units, bool in_runs, bool attends = true) {
+    std::vector<MetaContext> device_metas;
+    int start = 0;
+    for (size_t s = 0; s < metas.size(); ++s) {
+      const int first = static_cast<int>(stored_[s].size());
+      if (metas[s] > 0) start = first % units;
+      for (int m = 0; m < metas[s]; ++m) {
+        device_metas.push_back({first_pages_[s], first / units + m});
+      }
+    }
+    const int rows = static_cast<int>(device_metas.size()) * units, width = attention_.qkv_dim();
+    if (rows == 0) return;
+    std::normal_distribution<float> normal;
+    std::vector<float> values(rows * width);
+    for (float& value : values) value = normal(random_);
+    const auto qkv = RoundedTo<T>(values);
+    const DeviceArray<T> device_qkv(PaddedRows(qkv, width));
+    const DeviceArray<MetaContext> metas_array(device_metas);
+    const RowPositions positions{.metas = metas_array.data(),
+                                 .units_per_meta = units,
+                                 .first = start,
+                                 .count = units,
+                                 .in_runs = in_runs};
+    ASSERT_EQ(
+        LaunchStoreKeysValues(attention_.shape, device_qkv.data(), kv_, positions, rows, nullptr),
+        cudaSuccess);
+    const auto out = DeviceArray<T>::Unwritten(rows * Padded(attention_.q_dim()));
+    if (attends) {
+      ASSERT_EQ(LaunchPagedAttention(attention_.shape, device_qkv.data(), kv_, positions, rows,
+                                     partial_->data(), out.data(), nullptr),
+                cudaSuccess);
+    }
+    Doubles expected;
+    const T* row = qkv.data();
+    for (size_t s = 0; s < metas.size(); ++s) {
+      for (int r = 0; r < metas[s] * units; ++r, row += width) {
+        const int position = static_cast<int>(stored_[s].size());
+        attention_.Store(row, position, stored_[s]);
+        if (!attends) continue;
+        const Doubles one = attention_.Attend(row, position, stored_[s]);
+        expected.insert(expected.end(), one.begin(), one.end());
+      }
+    }
+    if (!attends) return;
+    ExpectRows(out.Values(), expected, attention_.q_dim(), kAttentionTolerance<T>,
+               absl::StrCat(attention_.Name(), ", ", rows, " rows of ", metas.size(),
+                            " sequences, units of ", units, " from ", start));
+  }
+
+ private:
+  static constexpr int kPagePositions = 5;
+
+  const Attention<T>& attention_;
+  std::mt19937_64& random_;
+  std::vector<std::vector<Doubles>> stored_;
+  std::vector<int32_t> first_pages_;
+  std::optional<DeviceArray<int32_t>> page_ids_;
+  std::optional<DeviceArray<T>> pool_;
+  std::optional<DeviceArray<float>> partial_;
+  KvLayer<T> kv_;
+};
+
 // `metas` meta-contexts of `units` rows each, after `cached` positions of each of their sequences.
 struct PagedCase {
   int sequences, cached, metas, units;
@@ -195,66 +288,52 @@ struct PagedCase {
 
 TYPED_TEST(AttentionKernels, PagedAttentionReadsEveryPage) {
   using T = TypeParam;
-  const int segment = 5;
   for (const HeadShape& h : kHeadShapes) {
     for (const PagedCase& c : {PagedCase{1, 0, 1, 1}, PagedCase{2, 3, 2, 4}, PagedCase{3, 70, 1, 1},
                                PagedCase{1, 298, 3, 2}, PagedCase{150, 6, 1, 1}}) {
       const int per_sequence = c.cached + c.metas * c.units;
       if (c.sequences * per_sequence * h.heads * h.dim > 400000 || !this->Takes()) continue;
-      Attention<T> attention(h.heads, h.kv_heads, h.dim, h.rope_dims, h.qk_norm, per_sequence,
-                             this->Random(2 * h.dim));
-      const int pages_each = (per_sequence + segment - 1) / segment;
-      std::vector<int32_t> ids(c.sequences * pages_each);
-      std::iota(ids.begin(), ids.end(), 0);
-      std::shuffle(ids.begin(), ids.end(), this->random_);
-      const int cell_width = 2 * attention.kv_dim();
-      const int64_t page_stride = Padded(segment * cell_width + 3);
-      const auto pool = DeviceArray<T>::Unwritten(page_stride * static_cast<int64_t>(ids.size()));
-      const DeviceArray<int32_t> device_ids(ids);
-      const KvLayer<T> kv{.base = pool.data(),
-                          .page_ids = device_ids.data(),
-                          .stride = page_stride,
-                          .segment_positions = segment,
-                          .kv_dim = attention.kv_dim()};
-      const auto partial =
-          DeviceArray<float>::Unwritten(PagedAttentionPartialElements(h.heads, h.dim));
+      const Attention<T> attention(h.heads, h.kv_heads, h.dim, h.rope_dims, h.qk_norm, per_sequence,
+                                   this->Random(2 * h.dim));
+      PagedSequences<T> sequences(attention, std::vector<int>(c.sequences, per_sequence),
+                                  this->random_);
+      sequences.Append(std::vector<int>(c.sequences, c.cached), 1, false);
+      sequences.Append(std::vector<int>(c.sequences, c.metas), c.units, false);
+    }
+  }
+}
 
-      // The cached positions come as rows too, one meta-context of one unit each; then the rest.
-      std::vector<std::vector<Doubles>> stored(c.sequences);
-      const auto run = [&](int first, int metas_each, int units) {
-        const int rows = c.sequences * metas_each * units;
-        if (rows == 0) return;
-        std::vector<MetaContext> metas;
-        for (int s = 0; s < c.sequences; ++s) {
-          for (int m = 0; m < metas_each; ++m) metas.push_back({s * pages_each, first / units + m});
-        }
-        const int start = first % units;
-        const auto qkv = RoundedTo<T>(this->Random(rows * attention.qkv_dim()));
-        const DeviceArray<T> device_qkv(PaddedRows(qkv, attention.qkv_dim()));
-        const DeviceArray<MetaContext> device_metas(metas);
-        const auto out = DeviceArray<T>::Unwritten(rows * Padded(attention.q_dim()));
-        const RowPositions positions{
-            .metas = device_metas.data(), .units_per_meta = units, .first = start, .count = units};
-        ASSERT_EQ(
-            LaunchStoreKeysValues(attention.shape, device_qkv.data(), kv, positions, rows, nullptr),
-            cudaSuccess);
-        ASSERT_EQ(LaunchPagedAttention(attention.shape, device_qkv.data(), kv, positions, rows,
-                                       partial.data(), out.data(), nullptr),
-                  cudaSuccess);
-        Doubles expected;
-        for (int r = 0; r < rows; ++r) {
-          const T* row = qkv.data() + r * attention.qkv_dim();
-          const int sequence = r / (metas_each * units);
-          const int position = first + r % (metas_each * units);
-          attention.Store(row, position, stored[sequence]);
-          const Doubles one = attention.Attend(row, position, stored[sequence]);
-          expected.insert(expected.end(), one.begin(), one.end());
-        }
-        ExpectRows(out.Values(), expected, attention.q_dim(), kAttentionTolerance<T>,
-                   absl::StrCat(attention.Name(), ", ", rows, " rows after ", first));
-      };
-      run(0, c.cached, 1);
-      run(c.cached, c.metas, c.units);
+// Heads that tiles take, and some that they leave.
+const std::vector<HeadShape> kTiledHeadShapes = {
+    {32, 32, 4, 4, false},    {6, 2, 20, 6, true},    {16, 4, 32, 32, true},
+    {12, 12, 36, 36, false},  {8, 8, 52, 52, false},  {16, 16, 56, 28, true},
+    {8, 4, 64, 64, true},     {16, 8, 68, 68, false}, {8, 8, 96, 96, true},
+    {16, 16, 100, 50, false}, {8, 2, 128, 128, true}, {16, 8, 132, 64, false},
+    {8, 8, 33, 32, false},
+};
+
+TEST_F(OnGpu, RunsOfRowsAttendToTheirOwnSequences) {
+  using T = __nv_bfloat16;
+  for (const HeadShape& h : kTiledHeadShapes) {
+    for (const int units : {1, 3}) {
+      if (!Takes()) continue;
+      // More rows than blocks of one row and head that a GPU takes at once.
+      std::vector<int> cached, metas, positions;
+      const int start = RandomBelow(units);
+      for (int rows = 0; rows * h.heads < 600;) {
+        // Some of one row, some that fill tiles, some of contexts of many steps of keys.
+        const int few = RandomBelow(3) == 0 ? 1 : 40;
+        metas.push_back(1 + RandomBelow(few));
+        cached.push_back(units * RandomBelow(RandomBelow(4) == 0 ? 60 : 8) + start);
+        positions.push_back(cached.back() + metas.back() * units);
+        rows += metas.back() * units;
+      }
+      const int most = *std::max_element(positions.begin(), positions.end());
+      const Attention<T> attention(h.heads, h.kv_heads, h.dim, h.rope_dims, h.qk_norm, most,
+                                   Random(2 * h.dim));
+      PagedSequences<T> sequences(attention, positions, random_);
+      sequences.Append(cached, 1, true, /*attends=*/false);
+      sequences.Append(metas, units, true);
     }
   }
 }
