@@ -80,7 +80,8 @@ __device__ inline float GatedUp(float gate, float up) {
   return gate / (1.0f + expf(-gate)) * up;
 }
 
-__device__ inline float WarpSum(float value) {
+template <typename T>
+__device__ T WarpSum(T value) {
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {
     value += __shfl_xor_sync(kAllLanes, value, offset);
   }

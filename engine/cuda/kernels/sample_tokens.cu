@@ -8,8 +8,12 @@ namespace {
 using Mass = unsigned long long;  // weights in units of 2^-40
 
 // A block owns one lane's logits, which stay in the second-level cache from pass to pass.
-constexpr int kThreads = 1024;
+constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / kWarp;
+// Vectors of a thread that are on their way together: what they cost is the wait for them.
+constexpr int kAhead = 8;
+// Where each of them takes many instructions.
+constexpr int kFewAhead = 4;
 
 // Weights are in [0, 1], so their bits as floats are below 2^30 and in the order of the weights:
 // three digits of ten bits.
@@ -29,16 +33,45 @@ struct Shared {
   int token;
 };
 
-// Calls f(id, logit) for this thread's logits, in order of ids.
+// Four logits from id on. Those beyond `end` weigh nothing.
+__device__ float4 LoadLogits(const float* logits, int id, int end) {
+  if (id >= end) return {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
+  float4 four = Load4(logits + id);
+  if (id + 1 >= end) four.y = -INFINITY;
+  if (id + 2 >= end) four.z = -INFINITY;
+  if (id + 3 >= end) four.w = -INFINITY;
+  return four;
+}
+
+// Calls f(id, vectors) for this thread's logits of begin .. end - 1, in order of ids: vector k has
+// those of ids id + k * 4 * kTogether .. + 3. kTogether threads share the logits, and all of them
+// make the same number of calls.
+template <int kTogether, int kVectors, typename F>
+__device__ void ForEachVectors(const float* logits, int begin, int end, int thread, F f) {
+  for (int at = begin; at < end; at += kTogether * kVectors * 4) {
+    const int id = at + thread * 4;
+    float4 vectors[kVectors];
+#pragma unroll
+    for (int k = 0; k < kVectors; ++k) {
+      vectors[k] = LoadLogits(logits, id + k * kTogether * 4, end);
+    }
+    f(id, vectors);
+  }
+}
+
+// Calls f(id, logit) for this thread's logits, and for some of -infinity, in order of ids.
 template <typename F>
 __device__ void ForEachLogit(const float* logits, int vocab, F f) {
-  for (int i = threadIdx.x * 4; i < vocab; i += kThreads * 4) {
-    const float4 four = Load4(logits + i);
-    f(i, four.x);
-    if (i + 1 < vocab) f(i + 1, four.y);
-    if (i + 2 < vocab) f(i + 2, four.z);
-    if (i + 3 < vocab) f(i + 3, four.w);
-  }
+  const auto each = [&](int id, const float4(&vectors)[kFewAhead]) {
+#pragma unroll
+    for (int k = 0; k < kFewAhead; ++k, id += kThreads * 4) {
+      f(id, vectors[k].x);
+      f(id + 1, vectors[k].y);
+      f(id + 2, vectors[k].z);
+      f(id + 3, vectors[k].w);
+    }
+  };
+  ForEachVectors<kThreads, kFewAhead>(logits, 0, vocab, threadIdx.x, each);
 }
 
 // A token's probability relative to the most probable one, after the temperature.
@@ -67,42 +100,81 @@ struct Best {
   int id;
 };
 
-// A thread's best token, and its sum of exponentials relative to that one's logit, in one walk over
-// the logits (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018).
+// The largest value, lowest id on a tie, over the warp.
+__device__ Best WarpBest(Best best) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    const float value = __shfl_xor_sync(kAllLanes, best.value, offset);
+    const int id = __shfl_xor_sync(kAllLanes, best.id, offset);
+    if (Precedes(value, id, best.value, best.id)) best = {value, id};
+  }
+  return best;
+}
+
+// The best token of some, and their sum of exponentials relative to that one's logit, in one walk
+// over the logits (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018).
 struct BestAndSum {
   Best best{-INFINITY, INT_MAX};
   float sum = 0;
 
-  __device__ void Add(int id, float logit) {
-    if (logit > best.value) {
-      sum = sum * expf(best.value - logit) + 1;
-      best = {logit, id};
-    } else {
-      sum += expf(logit - best.value);
+  __device__ static float Exp(float difference) { return exp2f(difference * 1.44269504f); }
+
+  // Vectors of ids that are larger than those before.
+  __device__ void Add(int id, const float4 (&vectors)[kAhead]) {
+    float largest = -INFINITY;
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      const float4 v = vectors[k];
+      largest = fmaxf(largest, fmaxf(fmaxf(v.x, v.y), fmaxf(v.z, v.w)));
     }
+    if (largest == -INFINITY) return;
+    if (largest > best.value) {
+      sum *= Exp(best.value - largest);
+      best.value = largest;
+#pragma unroll
+      for (int k = kAhead - 1; k >= 0; --k) {
+        const float4 v = vectors[k];
+        const int first = id + k * kThreads * 4;
+        if (v.w == largest) best.id = first + 3;
+        if (v.z == largest) best.id = first + 2;
+        if (v.y == largest) best.id = first + 1;
+        if (v.x == largest) best.id = first;
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      const float4 v = vectors[k];
+      sum += (Exp(v.x - best.value) + Exp(v.y - best.value)) +
+             (Exp(v.z - best.value) + Exp(v.w - best.value));
+    }
+  }
+
+  // Those of all lanes, in every lane.
+  __device__ void MergeLanes() {
+    const float own = best.value;
+    best = WarpBest(best);
+    // Lanes without logits have none to compare.
+    sum = WarpSum(own == -INFINITY ? 0.0f : sum * Exp(own - best.value));
   }
 };
 
-// The largest value, lowest id on a tie, over the block.
-__device__ Best BlockBest(Best best, Shared& shared) {
+// Those of all threads, in every thread.
+__device__ BestAndSum BlockBestAndSum(BestAndSum mine, Shared& shared) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const auto merge = [&best] {
-    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-      const float value = __shfl_xor_sync(kAllLanes, best.value, offset);
-      const int id = __shfl_xor_sync(kAllLanes, best.id, offset);
-      if (Precedes(value, id, best.value, best.id)) best = {value, id};
-    }
-  };
-  merge();
+  mine.MergeLanes();
   __syncthreads();  // earlier results have been read
   if (lane == 0) {
-    shared.warp_value[warp] = best.value;
-    shared.warp_id[warp] = best.id;
+    shared.warp_value[warp] = mine.best.value;
+    shared.warp_id[warp] = mine.best.id;
+    shared.warp_sum[warp] = mine.sum;
   }
-  __syncthreads();  // every warp's best is there
-  best = {shared.warp_value[lane], shared.warp_id[lane]};
-  merge();
-  return best;
+  __syncthreads();  // every warp's are there
+  BestAndSum all;
+  if (lane < kWarps) {
+    all.best = {shared.warp_value[lane], shared.warp_id[lane]};
+    all.sum = shared.warp_sum[lane];
+  }
+  all.MergeLanes();
+  return all;
 }
 
 // The tokens that the filters keep: weights above `floor`, the first `ties` tokens whose weight is
@@ -163,17 +235,12 @@ __device__ Selected Select(Mass target, ForEach for_each, Shared& shared) {
 
 // Sum over the block, in every thread.
 __device__ Mass BlockMass(Mass mass, Shared& shared) {
-  const auto warp_sum = [](Mass value) {
-    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-      value += __shfl_xor_sync(kAllLanes, value, offset);
-    }
-    return value;
-  };
-  mass = warp_sum(mass);
+  mass = WarpSum(mass);
   __syncthreads();  // earlier results have been read
   if (threadIdx.x % kWarp == 0) shared.warp_mass[threadIdx.x / kWarp] = mass;
   __syncthreads();  // every warp's sum is there
-  return warp_sum(shared.warp_mass[threadIdx.x % kWarp]);
+  const int lane = threadIdx.x % kWarp;
+  return WarpSum(lane < kWarps ? shared.warp_mass[lane] : Mass{0});
 }
 
 __device__ void KeepTopK(const float* logits, int vocab, const Weigher& weight, int top_k,
@@ -217,28 +284,53 @@ __device__ void KeepTopP(const float* logits, int vocab, const Weigher& weight, 
   kept.floor = selected.key;
 }
 
-// This warp's share of the vocabulary, walked 32 ids at a time in order.
+// This warp's share of the vocabulary, walked kWarpStep ids at a time in order, four to a lane.
+constexpr int kWarpStep = kWarp * 4;
 struct WarpRange {
   int begin, end;
 };
 __device__ WarpRange RangeOfWarp(int vocab) {
-  const int per_warp = static_cast<int>(DivideUp(DivideUp(vocab, kWarps), kWarp)) * kWarp;
+  const int per_warp = static_cast<int>(DivideUp(DivideUp(vocab, kWarps), kWarpStep)) * kWarpStep;
   const int begin = threadIdx.x / kWarp * per_warp;
   return {begin, begin + per_warp < vocab ? begin + per_warp : vocab};
 }
 
-// The mass of token id if it is kept. `ties_before` counts the tokens before this step of 32 whose
-// key is the floor, and is advanced by this step. All lanes take part.
-__device__ Mass KeptMass(const float* logits, int id, int end, const Weigher& weight,
-                         const Kept& kept, unsigned& ties_before) {
-  const float w = id < end ? weight(logits[id]) : 0.0f;
-  const unsigned key = KeyOf(w), lane = threadIdx.x % kWarp;
-  const bool is_tie = key == kept.floor && key > 0;
-  const unsigned tied = __ballot_sync(kAllLanes, is_tie);
-  const unsigned rank = ties_before + __popc(tied & ((1u << lane) - 1));
-  ties_before += __popc(tied);
-  const bool is_kept = key >= kept.minimum && (key > kept.floor || (is_tie && rank < kept.ties));
-  return is_kept ? MassOf(w) : 0;
+// The masses of a lane's four tokens, zero for those that are not kept.
+struct FourMasses {
+  Mass of[4];
+  __device__ Mass Sum() const { return (of[0] + of[1]) + (of[2] + of[3]); }
+};
+
+// `ties_before` counts the tokens before this step of the warp whose key is the floor, and is
+// advanced by this step. All lanes take part.
+__device__ FourMasses KeptMasses(float4 logits, const Weigher& weight, const Kept& kept,
+                                 unsigned& ties_before) {
+  const float weights[4] = {weight(logits.x), weight(logits.y), weight(logits.z), weight(logits.w)};
+  FourMasses masses;
+  if (kept.floor == 0) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      masses.of[i] = KeyOf(weights[i]) >= kept.minimum ? MassOf(weights[i]) : 0;
+    }
+    return masses;
+  }
+  const unsigned lower_lanes = (1u << threadIdx.x % kWarp) - 1;
+  unsigned rank = ties_before;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const unsigned tied = __ballot_sync(kAllLanes, KeyOf(weights[i]) == kept.floor);
+    rank += __popc(tied & lower_lanes);
+    ties_before += __popc(tied);
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const unsigned key = KeyOf(weights[i]);
+    const bool is_tie = key == kept.floor;
+    const bool is_kept = key >= kept.minimum && (key > kept.floor || (is_tie && rank < kept.ties));
+    if (is_tie) ++rank;
+    masses.of[i] = is_kept ? MassOf(weights[i]) : 0;
+  }
+  return masses;
 }
 
 // The first kept token, in order of ids, at which the cumulative mass exceeds draw * 2^-32 of all.
@@ -249,10 +341,15 @@ __device__ int Draw(const float* logits, int vocab, const Weigher& weight, const
   unsigned ties_before = 0;
   if (kept.floor > 0) {
     unsigned ties = 0;
-    for (int i = begin; i < end; i += kWarp) {
-      const bool is_tie = i + lane < end && KeyOf(weight(logits[i + lane])) == kept.floor;
-      ties += __popc(__ballot_sync(kAllLanes, is_tie));
-    }
+    const auto count = [&](int, const float4(&vectors)[kFewAhead]) {
+#pragma unroll
+      for (const float4& v : vectors) {
+        ties += (KeyOf(weight(v.x)) == kept.floor) + (KeyOf(weight(v.y)) == kept.floor) +
+                (KeyOf(weight(v.z)) == kept.floor) + (KeyOf(weight(v.w)) == kept.floor);
+      }
+    };
+    ForEachVectors<kWarp, kFewAhead>(logits, begin, end, lane, count);
+    ties = WarpSum(ties);
     if (lane == 0) shared.warp_ties[warp] = ties;
     __syncthreads();  // every warp's ties are counted
     for (int w = 0; w < warp; ++w) ties_before += shared.warp_ties[w];
@@ -260,12 +357,12 @@ __device__ int Draw(const float* logits, int vocab, const Weigher& weight, const
 
   Mass mine = 0;
   unsigned ties_so_far = ties_before;
-  for (int i = begin; i < end; i += kWarp) {
-    mine += KeptMass(logits, i + lane, end, weight, kept, ties_so_far);
-  }
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    mine += __shfl_xor_sync(kAllLanes, mine, offset);
-  }
+  const auto add = [&](int, const float4(&vectors)[kFewAhead]) {
+#pragma unroll
+    for (const float4& v : vectors) mine += KeptMasses(v, weight, kept, ties_so_far).Sum();
+  };
+  ForEachVectors<kWarp, kFewAhead>(logits, begin, end, lane, add);
+  mine = WarpSum(mine);
   __syncthreads();  // earlier results have been read
   if (lane == 0) shared.warp_mass[warp] = mine;
   __syncthreads();  // every warp's mass is there
@@ -278,16 +375,24 @@ __device__ int Draw(const float* logits, int vocab, const Weigher& weight, const
   const Mass target = __umul64hi(total, draw) << 32 | (total * draw) >> 32;
   if (before <= target && target < before + mine) {  // true for one warp
     ties_so_far = ties_before;
-    for (int i = begin; i < end; i += kWarp) {
-      const Mass here = KeptMass(logits, i + lane, end, weight, kept, ties_so_far);
-      Mass through = here;
+    for (int at = begin; at < end; at += kWarpStep) {
+      const int id = at + lane * 4;
+      const FourMasses here = KeptMasses(LoadLogits(logits, id, end), weight, kept, ties_so_far);
+      Mass through = here.Sum();
       for (int offset = 1; offset < kWarp; offset *= 2) {
         const Mass other = __shfl_up_sync(kAllLanes, through, offset);
         if (lane >= offset) through += other;
       }
       const unsigned beyond = __ballot_sync(kAllLanes, before + through > target);
       if (beyond != 0) {
-        if (lane == 0) shared.token = i + __ffs(beyond) - 1;
+        if (lane == __ffs(static_cast<int>(beyond)) - 1) {
+          Mass reached = before + through - here.Sum();
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            if (reached <= target && target < reached + here.of[i]) shared.token = id + i;
+            reached += here.of[i];
+          }
+        }
         break;
       }
       before += __shfl_sync(kAllLanes, through, kWarp - 1);
@@ -297,7 +402,8 @@ __device__ int Draw(const float* logits, int vocab, const Weigher& weight, const
   return shared.token;
 }
 
-__global__ void __launch_bounds__(kThreads)
+// Two blocks share a multiprocessor: one reads while the other waits at its barriers.
+__global__ void __launch_bounds__(kThreads, 2)
     SampleTokens(const float* all_logits, int64_t stride, int vocab, const RowSampling* rows,
                  SlotMap slots, int first_lane, SampledOutput output) {
   AwaitPrevious();
@@ -306,14 +412,17 @@ __global__ void __launch_bounds__(kThreads)
   const int lane = first_lane + static_cast<int>(blockIdx.x), row = lane / slots.per_row;
   const int slot = lane % slots.per_row * slots.stride + slots.first;
   const RowSampling& sampling = rows[row];
-  if (slot < sampling.num_forced) return;
+  const int num_forced = sampling.num_forced;
 
-  BestAndSum mine;
-  ForEachLogit(logits, vocab, [&](int id, float logit) { mine.Add(id, logit); });
-  const Best best = BlockBest(mine.best, shared);
-  // A thread without logits has no best one.
-  const float share = mine.sum > 0 ? mine.sum * expf(mine.best.value - best.value) : 0.0f;
-  const float log_sum = best.value + logf(BlockSum(share, shared.warp_sum));
+  BestAndSum all;
+  ForEachVectors<kThreads, kAhead>(
+      logits, 0, vocab, threadIdx.x,
+      [&](int id, const float4(&vectors)[kAhead]) { all.Add(id, vectors); });
+  // Few slots are forced: the others' logits do not wait to know.
+  if (slot < num_forced) return;
+  all = BlockBestAndSum(all, shared);
+  const Best best = all.best;
+  const float log_sum = best.value + logf(all.sum);
 
   int token = best.id;
   // A temperature so small that its inverse overflows means greedy too.
@@ -333,8 +442,9 @@ __global__ void __launch_bounds__(kThreads)
 
   const int64_t place = int64_t{row} * output.meta_tokens + slot;
   if (threadIdx.x == 0) {
+    const float logit = token == best.id ? best.value : logits[token];
     output.tokens[place] = token;
-    output.sampled[place] = {token, logits[token] - log_sum};
+    output.sampled[place] = {token, logit - log_sum};
   }
   const int count = sampling.top_logprobs < vocab ? sampling.top_logprobs : vocab;
   Best last{INFINITY, -1};
@@ -343,7 +453,7 @@ __global__ void __launch_bounds__(kThreads)
     ForEachLogit(logits, vocab, [&](int id, float logit) {
       if (Precedes(last.value, last.id, logit, id) && logit > next.value) next = {logit, id};
     });
-    last = BlockBest(next, shared);
+    last = BlockBestAndSum({next}, shared).best;
     if (threadIdx.x == 0) {
       output.top[place * output.top_stride + n] = {last.id, last.value - log_sum};
     }

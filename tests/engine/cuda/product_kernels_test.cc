@@ -101,14 +101,17 @@ TEST_F(OnGpu, SkinnyProductsMatchTheDefinition) {
         for (size_t i = 0; i < expected.size(); ++i) expected[i] += bias[i % n];
         ExpectRows(rounded.Values(), expected, n, kTolerance<T>, what + ", biased");
 
-        // The input is rounded after the norm, or as it is.
+        // The input is rounded with the norm's weight, or as it is; the row's scale comes after.
         for (const bool has_norm : {false, true}) {
-          Doubles normed = ToDoubles(x);
-          for (int r = 0; r < rows && has_norm; ++r) {
-            const double scale = InverseRms(normed.data() + r * k, k, 1e-3);
-            for (int i = 0; i < k; ++i) normed[r * k + i] *= scale * norm[i];
+          const Doubles exact = ToDoubles(x);
+          Doubles normed = exact;
+          for (int r = 0; r < rows; ++r) {
+            const double scale = has_norm ? InverseRms(exact.data() + r * k, k, 1e-3) : 1;
+            for (int i = 0; i < k; ++i) {
+              const float weighted = x[r * k + i] * (has_norm ? norm[i] : 1);
+              normed[r * k + i] = scale * ToDouble(Rounded<T>(weighted));
+            }
           }
-          for (double& value : normed) value = ToDouble(Rounded<T>(static_cast<float>(value)));
           const auto out = DeviceArray<float>::Unwritten(rows * n);
           ASSERT_EQ(LaunchSkinnyProduct(weights,
                                         {.x = device_x.data(),
