@@ -67,6 +67,8 @@ GenerationCall::GenerationCall(const CallEnvironment& environment,
       scheduler_(&model_->scheduler()),
       latencies_(environment.latencies),
       metrics_(environment.metrics),
+      notifier_(environment.notifier),
+      notifier_thread_(notifier_->AssignThread()),
       settings_(std::move(settings)),
       output_(std::move(queries), *model_->facts().tokenizer, environment.max_unread_bytes) {}
 
@@ -162,7 +164,7 @@ std::optional<size_t> GenerationCall::OnTokens(SequenceIndex index,
     meter.OnTokens(appended.end.value_or(tokens.size()), std::chrono::steady_clock::now());
     if (output_.paused(index)) meter.OnPause();
   }
-  settings_.on_change();
+  TellReader();
   return appended.end;
 }
 
@@ -179,6 +181,16 @@ void GenerationCall::OnFinish(SequenceIndex index, SequenceEnd end, const Sequen
     if (was_ok && !output_.status().ok()) CancelAll();
   }
   if (integrate) StartIntegration(index);
+  TellReader();
+}
+
+void GenerationCall::TellReader() {
+  if (is_told_.exchange(true)) return;
+  notifier_->Notify(notifier_thread_, weak_from_this());
+}
+
+void GenerationCall::OnNotified() {
+  is_told_ = false;
   settings_.on_change();
 }
 

@@ -1,6 +1,6 @@
 // A call in flight: its sequences in the scheduler, its output on the way to one reader.
 //
-//   the loop thread                       the reader's threads
+//   the loop thread                       the reader's threads, CallNotifier's among them
 //   Listener --> CallOutput (bounded) --> Next() ... Written()
 //                     |
 //         a sequence past its mark: Scheduler::Pause, once written: Resume
@@ -12,6 +12,7 @@
 // Knows no wire: CallStream puts a call on gRPC's, CompletionCall (http/) on HTTP's.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -24,6 +25,7 @@
 #include "absl/status/statusor.h"
 #include "scheduler/scheduler.h"
 #include "server/auth/authenticator.h"
+#include "server/call_notifier.h"
 #include "server/call_output.h"
 #include "server/generation_request.h"
 #include "server/latency_window.h"
@@ -38,11 +40,12 @@ struct CallEnvironment {
   const ModelHost* models = nullptr;
   LatencyWindow* latencies = nullptr;  // of all calls
   ServingMetrics* metrics = nullptr;   // null: nothing is measured
+  CallNotifier* notifier = nullptr;    // of readers, about what comes from the scheduler
   int64_t max_unread_bytes = 0;
 };
 
 // Lives until its reader and the scheduler are done with it. Any thread.
-class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
+class GenerationCall : public Notified, public std::enable_shared_from_this<GenerationCall> {
  public:
   struct Settings {
     TimePoint deadline = TimePoint::max();
@@ -85,6 +88,9 @@ class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
   // For the log; nothing before the first sequence has ended.
   std::optional<RequestSummary> Summary() const;
 
+  // Of the notifier's alone.
+  void OnNotified() override;
+
  private:
   class Listener;
 
@@ -95,6 +101,8 @@ class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
                                  SequenceMeter& meter);
   void OnFinish(SequenceIndex index, SequenceEnd end, const SequenceStats& stats,
                 SequenceMeter& meter);
+  // Has the reader told soon, unless it is to be told already.
+  void TellReader();
   // Searches answers in what the query of sequence `index` has said.
   void StartIntegration(SequenceIndex index);
   void RunIntegration(SequenceIndex index);
@@ -104,7 +112,10 @@ class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
   Scheduler* const scheduler_;  // the model's
   LatencyWindow* const latencies_;
   ServingMetrics* const metrics_;
+  CallNotifier* const notifier_;
+  const int notifier_thread_;
   const Settings settings_;
+  std::atomic<bool> is_told_ = false;  // the notifier has the call on its list
   std::unique_ptr<CallRegistry::Entry> entry_;
 
   mutable std::mutex mutex_;

@@ -112,6 +112,7 @@ CallEnvironment Server::Calls() {
   return {.models = &models_,
           .latencies = &latencies_,
           .metrics = metrics_.get(),
+          .notifier = &notifier_,
           .max_unread_bytes = options_.max_unread_bytes};
 }
 
@@ -321,6 +322,8 @@ Server::~Server() {
   supervisor_.Stop();
   if (stopper_.joinable()) stopper_.join();
   Stop();
+  // Before whom it tells.
+  notifier_.Stop();
   if (pause_.joinable()) pause_.join();
 }
 

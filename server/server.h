@@ -124,6 +124,7 @@ class Server {
   ModelReloader reloader_;
   RequestRegistry requests_;
   LatencyWindow latencies_;
+  CallNotifier notifier_{CallNotifier::DefaultThreads()};
   HealthService health_service_;
   GenerationService generation_service_;
   DocumentService document_service_;
