@@ -42,6 +42,8 @@ class Transformer:
              "gate_up": matrix(2 * shape.ffn, shape.width), "down": matrix(shape.width, shape.ffn)}
             for _ in range(shape.layers)]
         self.ones = torch.ones(shape.width, device=device, dtype=dtype)
+        # Flash kernels want heads of a multiple of eight; what is added is zero.
+        self.head_padding = -shape.head_dim % 8
         half = shape.head_dim // 2
         self.frequencies = 10000.0 ** (-torch.arange(half, device=device) / half)
         # What is around attention: fused where the compiler can, once for all layers.
@@ -50,8 +52,8 @@ class Transformer:
         self.after_attention = wrap(self.after_attention)
 
     def make_cache(self, batch, tokens):
-        """[layers][2][batch, kv_heads, tokens, head_dim]"""
-        size = (2, batch, self.shape.kv_heads, tokens, self.shape.head_dim)
+        """[layers][2][batch, kv_heads, tokens, padded head_dim]"""
+        size = (2, batch, self.shape.kv_heads, tokens, self.shape.head_dim + self.head_padding)
         return [torch.zeros(size, device=self.device, dtype=self.dtype) for _ in self.layers]
 
     def norm(self, x):
@@ -67,7 +69,8 @@ class Transformer:
         q, k, v = F.linear(self.norm(x), qkv).split(self.widths, dim=-1)
         q = self.rotate(q.unflatten(-1, (self.shape.heads, -1)).transpose(1, 2), positions)
         k = self.rotate(k.unflatten(-1, (self.shape.kv_heads, -1)).transpose(1, 2), positions)
-        return q, k, v.unflatten(-1, (self.shape.kv_heads, -1)).transpose(1, 2)
+        v = v.unflatten(-1, (self.shape.kv_heads, -1)).transpose(1, 2)
+        return tuple(F.pad(head, (0, self.head_padding)) for head in (q, k, v))
 
     def after_attention(self, x, attended, out, gate_up, down):
         x = x + F.linear(attended.transpose(1, 2).flatten(2), out)
@@ -83,7 +86,8 @@ class Transformer:
             values.index_copy_(2, positions, v)
             attended = F.scaled_dot_product_attention(
                 q, keys[:, :, :context], values[:, :, :context], is_causal=tokens.shape[1] > 1,
-                enable_gqa=self.shape.heads != self.shape.kv_heads)
+                scale=self.shape.head_dim**-0.5, enable_gqa=self.shape.heads != self.shape.kv_heads)
+            attended = attended[..., :self.shape.head_dim]
             x = self.after_attention(x, attended, layer["out"], layer["gate_up"], layer["down"])
         return F.linear(self.norm(x[:, -1]), self.head).argmax(dim=-1)
 
