@@ -4,14 +4,18 @@ import tempfile
 import unittest
 from pathlib import Path
 
+import grpc
+
 from photon_client import (
     AsyncClient,
+    CancelledError,
     Client,
     ResourceExhaustedError,
     RetryPolicy,
     Tls,
     UnauthenticatedError,
     UnavailableError,
+    errors,
 )
 from photon_client._retry import Attempts
 
@@ -105,6 +109,27 @@ class AttemptsTest(unittest.TestCase):
         refused = UnavailableError("UNAVAILABLE", "", refused_by_server=True)
         self.assertEqual(self.delays(lost, repeatable=False), [])
         self.assertEqual(len(self.delays(refused, repeatable=False)), 3)
+
+    def test_a_call_that_crossed_the_end_of_a_connection_counts_as_unavailable(self):
+        class Cancelled(grpc.RpcError):
+            def __init__(self, details):
+                self._details = details
+
+            def code(self):
+                return grpc.StatusCode.CANCELLED
+
+            def details(self):
+                return self._details
+
+            def trailing_metadata(self):
+                return ()
+
+        crossed = errors.from_grpc(Cancelled("CANCELLED"), "id")
+        self.assertIsInstance(crossed, UnavailableError)
+        self.assertEqual(len(self.delays(crossed)), 3)
+        self.assertEqual(self.delays(crossed, repeatable=False), [])
+        for details in ("Locally cancelled by application!", "Channel closed!"):
+            self.assertIsInstance(errors.from_grpc(Cancelled(details), "id"), CancelledError)
 
     def test_other_errors_stand(self):
         self.assertEqual(self.delays(UnauthenticatedError("UNAUTHENTICATED", "")), [])

@@ -100,6 +100,8 @@ _CLASSES: dict[str, type[PhotonError]] = {
     "UNAUTHENTICATED": UnauthenticatedError,
     "PERMISSION_DENIED": PermissionDeniedError,
 }
+# What gRPC says of a call that was on its way when a server that drains closed the connection.
+_CROSSED = ("CANCELLED", "Received RST_STREAM with error code 8")
 _NAMES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
@@ -129,6 +131,8 @@ def from_grpc(error: grpc.RpcError, request_id: str) -> PhotonError:
             retry_after_s = delay.seconds + delay.nanos / 1e9
         elif kind == "google.rpc.ErrorInfo":
             refused_by_server = formats.ErrorInfo.FromString(value).domain == _SERVER_DOMAIN
+    if code == "CANCELLED" and not refused_by_server and failed.details() in _CROSSED:
+        code = "UNAVAILABLE"
     return _CLASSES.get(code, PhotonError)(
         code,
         failed.details() or "",
