@@ -122,6 +122,19 @@ TEST_F(OnGpu, SamplingBreaksTiesByIds) {
   ExpectSampledAsOnTheCpu(logits, samplings, "ties");
 }
 
+TEST_F(OnGpu, SamplingKeepsTheFirstOfEquals) {
+  // So few tokens that one too many is soon drawn, and the last of those kept anywhere in a vector.
+  std::vector<std::vector<float>> logits;
+  std::vector<Sampling> samplings;
+  for (int top_k = 1; top_k < 11; ++top_k) {
+    for (int draw = 0; draw < 8; ++draw) {
+      samplings.push_back({.temperature = 1, .top_k = top_k, .seed = random_()});
+      for (int i = 0; i < 2; ++i) logits.push_back(std::vector<float>(11, 0.5f));
+    }
+  }
+  ExpectSampledAsOnTheCpu(logits, samplings, "equals");
+}
+
 TEST_F(OnGpu, SamplingSurvivesExtremeLogits) {
   std::vector<std::vector<float>> logits;
   std::vector<Sampling> samplings;
