@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "tests/engine/cpu/engine_fixtures.h"
 
@@ -50,7 +51,8 @@ TEST(CudaPlugin, AMissingModuleIsNamed) {
 }
 
 TEST(CudaPlugin, AModuleOfAnotherVersionIsRefused) {
-  ExpectUnusable(OTHER_VERSION_PLUGIN, "has version 2, the program 3");
+  ExpectUnusable(OTHER_VERSION_PLUGIN, absl::StrCat("has version ", kCudaPluginVersion - 1,
+                                                    ", the program ", kCudaPluginVersion));
 }
 
 TEST(CudaPlugin, AModuleWithoutEntriesIsRefused) {
