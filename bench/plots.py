@@ -118,18 +118,18 @@ def peers(data, out):
 
 # Bits per byte of the validation text: models/demo/README.md. Those of the faster modes are log2 of the perplexity
 # under the mode, scaled so that `exact` has what teacher forcing gives; of the Transformer its best moment and its end.
-BITS_PER_BYTE = {"exact": 1.252, "hiergen": 1.252 * math.log(47.4) / math.log(19.6),
-                 "recgen": 1.252 * math.log(90.3) / math.log(19.6)}
+BITS_PER_BYTE = {"exact": 1.275, "hiergen": 1.275 * math.log(27.9) / math.log(20.8),
+                 "recgen": 1.275 * math.log(30.4) / math.log(20.8)}
 TRANSFORMER_BITS_PER_BYTE = {"best": 1.236, "end": 1.367}
 
 
 def quality(data, out):
-    engine = json.loads((data / "growth.json").read_text())["sequences"]["rows"]
+    engine = json.loads((data / "demo-modes.json").read_text())["rows"]
     transformer = json.loads((data / "peers-demo.json").read_text())["loads"]["together"]["rows"]["llama.cpp mha bf16"]
     figure, axes = panels(2)
     for axis, sequences in zip(axes, (1, 64)):
         points = [(f"PHOTON {row['phase']}", row["tokens_per_second"], BITS_PER_BYTE[row["phase"]])
-                  for row in engine if row["batch"] == sequences]
+                  for row in engine if row["batch"] == sequences and row["phase"] in MODES]
         speed = next(row["decode_tokens_per_second"] for row in transformer if row["streams"] == sequences)
         points += [(f"Transformer, {moment}", speed, bits) for moment, bits in TRANSFORMER_BITS_PER_BYTE.items()]
         for name, speed, bits in points:
