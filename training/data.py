@@ -20,9 +20,7 @@ import torch
 from tokenizer import read_documents
 
 # How often each training file is seen, relatively.
-WEIGHTS = (
-    "tinystories=4,picture_books=3,fairy_tales=3,books_a=2,books_b=1,books_c=1,books_d=1"
-)
+WEIGHTS = "tinystories=4,picture_books=3,fairy_tales=3,books_a=2,books_b=1,books_c=1,books_d=1"
 
 
 def parse_weights(text: str) -> dict[str, float]:

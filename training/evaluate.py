@@ -25,6 +25,7 @@ from torch import Tensor
 
 from checkpoint import load_checkpoint
 from data import validation_batches
+from generate import MODES
 from photon_model import Photon
 from sample import continue_prompts, min_p
 from transformer_model import Transformer
@@ -112,7 +113,7 @@ def own_text(
     torch.manual_seed(1)
     nats: dict[str, list[float]] = {}
     for prompts in validation_batches(cache, rows, horizon, limit):
-        for mode in ("exact", "hiergen", "recgen") if len(model.levels) > 1 else ("exact",):
+        for mode in MODES if len(model.levels) > 1 else MODES[:1]:
             tokens = continue_prompts(model, prompts.to(device), horizon, min_p(0.6, 0.1), mode)
             log_p = model(tokens, dtype)[:, horizon:].float().log_softmax(-1)
             chosen = log_p.gather(-1, tokens[:, horizon:, None])

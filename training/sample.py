@@ -13,7 +13,6 @@ import argparse
 import math
 import time
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import torch
@@ -21,10 +20,8 @@ from torch import Tensor
 
 from checkpoint import load_checkpoint
 from data import WEIGHTS, Mixture, parse_weights
+from generate import Sampler
 from photon_model import Photon
-
-# Picks a token of each row of logits [N, V] -> [N].
-Sampler = Callable[[Tensor], Tensor]
 
 
 def min_p(temperature: float, share: float) -> Sampler:
@@ -144,9 +141,7 @@ def main() -> None:
         )
     stream = np.concatenate(sequences)
     np.save(args.cache / f"train_{args.name}.tokens.npy", stream.ravel())
-    np.save(
-        args.cache / f"train_{args.name}.starts.npy", np.arange(len(stream)) * stream.shape[1]
-    )
+    np.save(args.cache / f"train_{args.name}.starts.npy", np.arange(len(stream)) * stream.shape[1])
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ The schedule follows the clock: the rate warms up over the first 1 % of `--minut
 falls linearly to zero over the last `--decay` share. `RUN/state.pt` is rewritten now and then, at
 SIGTERM and at the end; `--resume` continues from it, `--init DIR --start-minutes M` from a
 checkpoint alone, M minutes into the schedule. `--hiergen-text` draws the rows of `hiergen` and
-`recgen` conditioning from a file that sample.py wrote. Matrices are trained by Muon, everything else by
-AdamW; `--optimizer adamw` uses AdamW throughout.
+`recgen` conditioning from a file that sample.py wrote. Matrices are trained by Muon, everything
+else by AdamW; `--optimizer adamw` uses AdamW throughout.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from checkpoint import build_model, load_checkpoint
 from data import WEIGHTS, Mixture, parse_weights
 from evaluate import bits_per_byte
 from muon import Muon
+
 
 def build_optimizers(model: nn.Module, args) -> list[torch.optim.Optimizer]:
     matrices, others = [], []

@@ -83,7 +83,9 @@ class Model(unittest.TestCase):
         for windows in (1, 6, 16, 48):
             shape = (windows, 5, 2, 8)
             q, k, v = (torch.randn(shape, generator=rng, dtype=torch.float64) for _ in range(3))
-            expected = torch.cat([causal_attention(*w) for w in zip(*(t.split(1) for t in (q, k, v)))])
+            expected = torch.cat(
+                [causal_attention(*w) for w in zip(*(t.split(1) for t in (q, k, v)))]
+            )
             self.assertLess((window_attention(q, k, v) - expected).abs().max().item(), 1e-12)
 
     @torch.no_grad()

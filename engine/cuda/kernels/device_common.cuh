@@ -80,40 +80,39 @@ __device__ inline float GatedUp(float gate, float up) {
   return gate / (1.0f + expf(-gate)) * up;
 }
 
+// All values of the warp combined, in every lane.
+template <typename T, typename Combine>
+__device__ T WarpReduce(T value, Combine combine) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    value = combine(value, __shfl_xor_sync(kAllLanes, value, offset));
+  }
+  return value;
+}
+
 template <typename T>
 __device__ T WarpSum(T value) {
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    value += __shfl_xor_sync(kAllLanes, value, offset);
-  }
-  return value;
+  return WarpReduce(value, [](T a, T b) { return a + b; });
 }
 
-// Sum over the block, in every thread. `partial` is shared memory of a float per warp; it may be
-// used again after the next barrier.
+// All values of the block combined, in every thread; 0 changes nothing. `partial` is shared memory
+// of a float per warp; it may be used again after the next barrier.
+template <typename Combine>
+__device__ float BlockReduce(float value, float* partial, Combine combine) {
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int num_warps = (blockDim.x + kWarp - 1) / kWarp;
+  value = WarpReduce(value, combine);
+  if (lane == 0) partial[warp] = value;
+  __syncthreads();  // every warp's share is there
+  return WarpReduce(lane < num_warps ? partial[lane] : 0.0f, combine);
+}
+
 __device__ inline float BlockSum(float value, float* partial) {
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int num_warps = (blockDim.x + kWarp - 1) / kWarp;
-  value = WarpSum(value);
-  if (lane == 0) partial[warp] = value;
-  __syncthreads();  // every warp's sum is there
-  return WarpSum(lane < num_warps ? partial[lane] : 0.0f);
+  return BlockReduce(value, partial, [](float a, float b) { return a + b; });
 }
 
-__device__ inline float WarpMax(float value) {
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, offset));
-  }
-  return value;
-}
-
-// Largest over the block of values that are not negative, as BlockSum().
+// Of values that are not negative.
 __device__ inline float BlockMax(float value, float* partial) {
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int num_warps = (blockDim.x + kWarp - 1) / kWarp;
-  value = WarpMax(value);
-  if (lane == 0) partial[warp] = value;
-  __syncthreads();  // every warp's largest is there
-  return WarpMax(lane < num_warps ? partial[lane] : 0.0f);
+  return BlockReduce(value, partial, [](float a, float b) { return fmaxf(a, b); });
 }
 
 // acc += A B on the tensor cores: A [16, 16] weights, B [16, 8], bf16, as PTX's m16n8k16 spreads
