@@ -6,6 +6,7 @@ namespace {
 
 constexpr int kWarps = 8;      // of a block
 constexpr int kTileRows = 16;  // outputs of a block, as the matrix instruction has them
+constexpr int kBlocks = 2;     // of a multiprocessor together, at least
 // Steps whose weights are on their way before the first is used.
 constexpr int kAhead = 4;
 // Of the inputs that a block holds at a time, over all rows.
@@ -96,38 +97,71 @@ __device__ void MultiplyAddFragments(float (&acc)[4], const Fragment& a, const F
   }
 }
 
-// Eight elements of the inputs, rounded. With a norm they still lack the row's scale, and their
-// squares are added to `squares`.
-__device__ Fragment LoadInput(const SkinnyInput& input, int64_t from, int at, float& squares) {
-  Fragment fragment;
-  if (input.act != nullptr) {
-    fragment.vector = *reinterpret_cast<const uint4*>(input.act + from);
-    return fragment;
-  }
-  alignas(16) __nv_bfloat16 rounded[8];
+// A thread's share of a row of the panel: every step-th chunk of eight elements, from the first.
+struct PanelShare {
+  int first, step;
+  int chunks;    // of the panel's row
+  int elements;  // of the input that are left for it; the rest is zero
+};
+
+// Puts a share of a row of inputs into the panel.
+__device__ void StageRounded(const __nv_bfloat16* from, const PanelShare& share,
+                             __nv_bfloat16* to) {
+  constexpr int kTogether = 4;  // chunks that are on their way together
+  for (int base = share.first; base < share.chunks; base += kTogether * share.step) {
+    uint4 chunks[kTogether];
 #pragma unroll
-  for (int half = 0; half < 8; half += 4) {
-    float4 v = Load4(input.x + from + half);
-    if (input.norm != nullptr) {
-      const float4 w = Load4(input.norm + at + half);
-      squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
-      v = {v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w};
+    for (int i = 0; i < kTogether; ++i) {
+      const int at = (base + i * share.step) * 8;
+      chunks[i] = {0, 0, 0, 0};
+      if (at < share.elements) chunks[i] = *reinterpret_cast<const uint4*>(from + at);
     }
-    Store4(rounded + half, v);
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      const int chunk = base + i * share.step;
+      if (chunk < share.chunks) *reinterpret_cast<uint4*>(to + chunk * 8) = chunks[i];
+    }
   }
-  fragment.vector = *reinterpret_cast<const uint4*>(rounded);
-  return fragment;
+}
+
+// Likewise of fp32, which is rounded. With a norm it still lacks the row's scale; returns the sum
+// of its squares.
+__device__ float StageFloats(const float* from, const float* norm, const PanelShare& share,
+                             __nv_bfloat16* to) {
+  constexpr int kTogether = 4;  // halves of two chunks
+  float squares = 0;
+  for (int base = share.first; base < 2 * share.chunks; base += kTogether * share.step) {
+    float4 halves[kTogether];
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      const int at = (base + i * share.step) * 4;
+      halves[i] = {0, 0, 0, 0};
+      if (at < share.elements) halves[i] = Load4(from + at);
+    }
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      const int half = base + i * share.step, at = half * 4;
+      float4 v = halves[i];
+      if (norm != nullptr && at < share.elements) {
+        const float4 w = Load4(norm + at);
+        squares += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+        v = {v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w};
+      }
+      if (half < 2 * share.chunks) Store4(to + at, v);
+    }
+  }
+  return squares;
 }
 
 // A block owns sixteen outputs (with kGated eight gates and their eight ups) for all rows; its
 // warps take the steps of k in turn and add up at the end.
 template <typename W, typename Out, Epilogue kEpilogue>
-__global__ void __launch_bounds__(kWarps* kWarp)
+__global__ void __launch_bounds__(kWarps* kWarp, kBlocks)
     SkinnyProduct(SkinnyWeights<W> weights, SkinnyInput input, int rows, Panel panel, Out* y) {
-  constexpr int kThreads = kWarps * kWarp, kStep = Lanes<W>::kStep;
+  constexpr int kStep = Lanes<W>::kStep;
   const int n = weights.n, k = weights.k;
   __nv_bfloat16* staged = DynamicShared<__nv_bfloat16>();
-  __shared__ float squares[kMaxSkinnyRows][kWarps];
+  __shared__ float squares[kWarps];
   __shared__ float sums[kWarps][kMaxSkinnyRows][kTileRows];
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const Lanes<W> place;
@@ -159,20 +193,28 @@ __global__ void __launch_bounds__(kWarps* kWarp)
   if (input.norm != nullptr) PrefetchBlock(input.norm, k);
   AwaitPrevious();
   float acc[4] = {};
-  const int chunks = panel.elements / 8;
+  // Each row's inputs are prepared by some of the warps, the same number for all.
+  const int warps_per_row = rows == 1   ? kWarps
+                            : rows == 2 ? kWarps / 2
+                            : rows <= 4 ? kWarps / 4
+                                        : 1;
+  const int my_row = warp / warps_per_row, my_part = warp % warps_per_row;
+  float my_squares = 0;
   for (int begin = 0; begin < k; begin += panel.elements) {
     if (begin > 0) __syncthreads();  // the panel before has been read
-    for (int row = 0; row < rows; ++row) {
-      float sum = 0;
-      for (int i = threadIdx.x; i < chunks; i += kThreads) {
-        const int at = begin + i * 8;
-        Fragment fragment{};
-        if (at < k) fragment = LoadInput(input, int64_t{row} * k + at, at, sum);
-        *reinterpret_cast<uint4*>(staged + row * panel.stride + i * 8) = fragment.vector;
+    if (my_row < rows) {
+      const int64_t from = int64_t{my_row} * k + begin;
+      __nv_bfloat16* to = staged + my_row * panel.stride;
+      const PanelShare share{.first = my_part * kWarp + lane,
+                             .step = warps_per_row * kWarp,
+                             .chunks = panel.elements / 8,
+                             .elements = k - begin < panel.elements ? k - begin : panel.elements};
+      if (input.act != nullptr) {
+        StageRounded(input.act + from, share, to);
+      } else {
+        my_squares += StageFloats(input.x + from,
+                                  input.norm == nullptr ? nullptr : input.norm + begin, share, to);
       }
-      if (input.norm == nullptr) continue;
-      sum = WarpSum(sum);
-      if (lane == 0) squares[row][warp] = begin == 0 ? sum : squares[row][warp] + sum;
     }
     __syncthreads();  // the panel is there
 
@@ -198,6 +240,10 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     }
   }
 
+  if (input.norm != nullptr) {
+    const float sum = WarpSum(my_squares);
+    if (lane == 0) squares[warp] = sum;
+  }
   // A lane's results are of weight rows lane / 4 and 8 further, input rows lane % 4 * 2 and the
   // next.
   const int column = lane % 4 * 2;
@@ -212,7 +258,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     for (int i = 0; i < kWarps; ++i) sum += sums[i][row][output];
     if (input.norm == nullptr) return sum;
     float square = 0;
-    for (int i = 0; i < kWarps; ++i) square += squares[row][i];
+    for (int i = 0; i < warps_per_row; ++i) square += squares[row * warps_per_row + i];
     return sum / sqrtf(square / input.width + input.eps);
   };
   const auto scaled = [&](float value, int at) {
