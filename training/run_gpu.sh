@@ -38,8 +38,11 @@ train_and_evaluate() {  # GPU NAME CONFIG [options of train.py]
   local options=(--save-minutes 1 --validate-minutes 1 "${@:4}")
   if [ "$2" = demo ] && [ -n "${SAMPLE_AT-}" ]; then
     train "$2" "$3" "$minutes" "${options[@]}" --max-seconds "$((SAMPLE_AT * 60))"
-    python sample.py --model "$run/$2/state.pt" --cache "$run/cache" --minutes "${SAMPLE_MINUTES:-1}"
-    options+=(--resume --hiergen-text sampled)
+    options+=(--resume)
+    # Training goes on without the text if there is none.
+    if python sample.py --model "$run/$2/state.pt" --cache "$run/cache" --minutes "${SAMPLE_MINUTES:-1}"; then
+      options+=(--hiergen-text sampled)
+    fi
   fi
   train "$2" "$3" "$minutes" "${options[@]}"
   python evaluate.py --model "$run/$2/state.pt" --cache "$run/cache" --out "$run/$2.json" --rows 16
