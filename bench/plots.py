@@ -118,8 +118,8 @@ def peers(data, out):
 
 # Bits per byte of the validation text: models/demo/README.md. Those of the faster modes are log2 of the perplexity
 # under the mode, scaled so that `exact` has what teacher forcing gives; of the Transformer its best moment and its end.
-BITS_PER_BYTE = {"exact": 1.275, "hiergen": 1.275 * math.log(27.9) / math.log(20.8),
-                 "recgen": 1.275 * math.log(30.4) / math.log(20.8)}
+BITS_PER_BYTE = {"exact": 1.266, "hiergen": 1.266 * math.log(42.9) / math.log(20.2),
+                 "recgen": 1.266 * math.log(55.2) / math.log(20.2)}
 TRANSFORMER_BITS_PER_BYTE = {"best": 1.236, "end": 1.367}
 
 
