@@ -21,6 +21,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -171,7 +172,7 @@ def kernel_shares(text):
     for row in csv.DictReader(io.StringIO("\n".join(lines[header:]))):
         if row["Metric Name"] != "gpu__time_duration.sum":
             continue
-        name = row["Kernel Name"].split("(")[0].split("<")[0]
+        name = re.sub(r"^void |<unnamed>::|\(anonymous namespace\)::", "", row["Kernel Name"]).split("(")[0].split("<")[0]
         kernel = kernels.setdefault(name, {"seconds": 0.0, "launches": 0})
         kernel["seconds"] += float(row["Metric Value"].replace(",", "")) * unit[row["Metric Unit"]]
         kernel["launches"] += 1
@@ -185,7 +186,7 @@ def profile(options, scratch):
     engine = Photon(options, scratch)
     profiles = []
     for batch in (1, 1024):
-        done = engine.run(ncu, "--metrics", "gpu__time_duration.sum", "--csv", "--launch-count", 4000,
+        done = engine.run(ncu, "--metrics", "gpu__time_duration.sum", "--csv", "--clock-control", "none", "--launch-count", 2500,
                           engine.bundle / "photon-engine-bench", "--no-graphs", "--device", "cuda", "--model",
                           engine.model("photon-600m"), "--batches", batch, "--context", 0, "--steps", 1, "--repeats", 1)
         profiles.append({"model": "photon-600m", "batch": batch, "kernels": kernel_shares(done.stdout),
