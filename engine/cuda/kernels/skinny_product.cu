@@ -6,7 +6,6 @@ namespace {
 
 constexpr int kWarps = 8;      // of a block
 constexpr int kTileRows = 16;  // outputs of a block, as the matrix instruction has them
-constexpr int kBlocks = 2;     // of a multiprocessor together, at least
 // Steps whose weights are on their way before the first is used.
 constexpr int kAhead = 4;
 // Of the inputs that a block holds at a time, over all rows.
@@ -154,9 +153,9 @@ __device__ float StageFloats(const float* from, const float* norm, const PanelSh
 }
 
 // A block owns sixteen outputs (with kGated eight gates and their eight ups) for all rows; its
-// warps take the steps of k in turn and add up at the end.
+// warps take the steps of k in turn and add up at the end. Two blocks share a multiprocessor.
 template <typename W, typename Out, Epilogue kEpilogue>
-__global__ void __launch_bounds__(kWarps* kWarp, kBlocks)
+__global__ void __launch_bounds__(kWarps* kWarp, 2)
     SkinnyProduct(SkinnyWeights<W> weights, SkinnyInput input, int rows, Panel panel, Out* y) {
   constexpr int kStep = Lanes<W>::kStep;
   const int n = weights.n, k = weights.k;
