@@ -7,8 +7,8 @@
 namespace photon {
 namespace {
 
-// What comes within this of a thread's last turn waits for its end. With many calls a token comes
-// every microsecond, and to wake a thread for each would cost the notifier more than all the rest.
+// A thread that has had work looks again after this, before it waits to be woken. With many calls
+// a token comes every microsecond, and to wake a thread costs who notifies it more than that.
 constexpr std::chrono::microseconds kPause{50};
 
 }  // namespace

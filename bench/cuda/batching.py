@@ -4,8 +4,8 @@
     batching.py --model photon-600m --attention mha gqa --requests 256 --prompt 128 --output 512 --json OUT.json
 
 All requests are there at the start; the window ends with the last token. Its paged cache takes --memory of what the
-card has left: with its own default, nine tenths, the masks and gathered keys of its attention found no room. A number
-of requests that fails is said to have, and the next one is tried.
+card has left, less than the nine tenths of its own default, which leave no room for the masks and gathered keys of its
+attention. A number of requests that fails is said to have, and the next one is tried.
 """
 import argparse
 import json

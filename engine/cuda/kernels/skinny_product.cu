@@ -127,7 +127,7 @@ __device__ void StageRounded(const __nv_bfloat16* from, const PanelShare& share,
 // of its squares.
 __device__ float StageFloats(const float* from, const float* norm, const PanelShare& share,
                              __nv_bfloat16* to) {
-  constexpr int kTogether = 4;  // halves of two chunks
+  constexpr int kTogether = 4;  // halves of chunks
   float squares = 0;
   for (int base = share.first; base < 2 * share.chunks; base += kTogether * share.step) {
     float4 halves[kTogether];
@@ -193,6 +193,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2)
   AwaitPrevious();
   float acc[4] = {};
   // Each row's inputs are prepared by some of the warps, the same number for all.
+  static_assert(kMaxSkinnyRows <= kWarps);
   const int warps_per_row = rows == 1   ? kWarps
                             : rows == 2 ? kWarps / 2
                             : rows <= 4 ? kWarps / 4
