@@ -28,6 +28,7 @@
 #include "bench/serving_target.h"
 #include "bench/serving_workloads.h"
 #include "engine/cpu/cpu_engine.h"
+#include "engine/cuda/cuda_plugin.h"
 #include "engine/memory_budget.h"
 #include "engine/model/checkpoint.h"
 #include "engine/model/tokenizer.h"
@@ -95,6 +96,18 @@ int RunWorkloads(const Flags& flags, const std::string& command, ServingTarget& 
 absl::StatusOr<std::unique_ptr<Engine>> MakeEngine(const Flags& flags,
                                                    const Checkpoint& checkpoint) {
   if (flags.device == "cpu") return CreateCpuEngine(checkpoint, flags.engine);
+  if (flags.device == "cuda") {
+    using Compute = CudaEngineOptions::Compute;
+    const absl::StatusOr<CudaPlugin> plugin = CudaPlugin::Open("");
+    if (!plugin.ok()) return plugin.status();
+    const bool is_bf16 = flags.engine.compute == CpuEngineOptions::Compute::kBF16;
+    return plugin->CreateEngine(checkpoint,
+                                {.compute = is_bf16 ? Compute::kBF16 : Compute::kF32,
+                                 .kv_memory = flags.engine.kv_memory,
+                                 .page_tokens = flags.engine.page_tokens,
+                                 .max_rows = flags.engine.max_rows,
+                                 .max_prefill_tokens = flags.engine.max_prefill_tokens});
+  }
   const ModelConfig& config = checkpoint.config();
   // Pages enough for every row at the full context.
   const int pages_per_row = (config.max_context + 255) / 256;
@@ -168,7 +181,7 @@ int main(int argc, char** argv) {
   photon::Flags flags;
   photon::WorkloadOptions& workload = flags.workload;
   std::string kv_memory = "1GiB";
-  CLI::App app("Measures the scheduler over the CPU engine, or a server: many requests at a time");
+  CLI::App app("Measures the scheduler over an engine, or a server: many requests at a time");
   const auto add = [&](const char* name, auto& value, const char* description) {
     return app.add_option(name, value, description)->capture_default_str();
   };
@@ -182,7 +195,7 @@ int main(int argc, char** argv) {
       ->needs("--server");
   add("--model", flags.model, "Checkpoint directory");
   add("--device", flags.device, "What computes; none: nothing, for the cost of all the rest")
-      ->check(CLI::IsMember({"cpu", "none"}));
+      ->check(CLI::IsMember({"cpu", "cuda", "none"}));
   add("--threads", flags.engine.threads, "Engine threads; 0: one per processor");
   add("--compute", flags.engine.compute, "Arithmetic: bf16 or f32")
       ->transform(CLI::CheckedTransformer(

@@ -81,14 +81,18 @@ bool LatentPool::Grow(PageTable& table, int tokens) {
   return true;
 }
 
-void LatentPool::Commit(PageTable& table, std::span<const TokenId> tokens, int cached_tokens,
-                        int shareable_tokens) {
+void LatentPool::Advance(PageTable& table, int cached_tokens) {
   if (table.copy.has_value()) {
     index_.Release(table.copy_source);
     table.copy_source = nullptr;
     table.copy.reset();
   }
   table.cached_tokens = cached_tokens;
+}
+
+void LatentPool::Commit(PageTable& table, std::span<const TokenId> tokens, int cached_tokens,
+                        int shareable_tokens) {
+  Advance(table, cached_tokens);
   shareable_tokens = WholeMetaContexts(std::min(cached_tokens, shareable_tokens));
 
   int shared = 0;

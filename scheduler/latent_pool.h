@@ -2,8 +2,8 @@
 //
 // A sequence's part of the pool is a PageTable. Open() fills it with what the prefix index holds of
 // the sequence's tokens and reserves the pages that it can need at most; Grow() turns reserved
-// pages into real ones just before they are written; Commit() shares what was written; Close()
-// returns everything.
+// pages into real ones just before they are written; Advance() says that they were, and Commit()
+// shares them, too; Close() returns everything.
 //
 //   available = free + evictable - reserved
 //
@@ -63,8 +63,11 @@ class LatentPool {
   // left; the table keeps what it got.
   bool Grow(PageTable& table, int tokens);
 
-  // The table's pages hold the first `cached_tokens` of `tokens` now, as a prefill of these tokens
-  // would have written the first `shareable_tokens` of them; the copy, if one was due, is done.
+  // The table's pages hold the first `cached_tokens` tokens now; the copy, if one was due, is done.
+  void Advance(PageTable& table, int cached_tokens);
+
+  // Likewise of `tokens`, and shares the first `shareable_tokens` of them, which are as a prefill
+  // of these tokens would have written them.
   void Commit(PageTable& table, std::span<const TokenId> tokens, int cached_tokens,
               int shareable_tokens);
 

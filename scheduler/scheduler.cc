@@ -233,18 +233,17 @@ absl::Status Scheduler::AwaitStep(bool watch_inbox) {
   return status;
 }
 
-// Delivers what a device's step has published, but for what it published last: that is left over
-// when the step's result is returned.
+// Delivers what a device's step has published, until a step ends: engines do not stand still for
+// it. What is left when the step's result is returned is delivered during the next one.
 std::optional<StepResult> Scheduler::Follow(Device& device) {
   if (!device.computing) return std::nullopt;
-  std::optional<StepResult> result = device.thread.Take(batch_);
-  if (!result.has_value()) {
-    Deliver(batch_, device.step.sequences);
-    return std::nullopt;
+  std::optional<StepResult> result = device.thread.Take(device.published);
+  if (result.has_value()) {
+    device.computing = false;
+    device.published_by = device.step.sequences;
+  } else {
+    Deliver(device, device.step.sequences, /*until_a_step_ends=*/true);
   }
-  device.computing = false;
-  std::swap(device.left_over, batch_);
-  device.left_over_sequences = device.step.sequences;
   return result;
 }
 
@@ -302,7 +301,14 @@ absl::Status Scheduler::Commit(Device& device, const StepResult& result) {
                                                 sequence.num_tokens(), ", expected ", boundary));
       }
     }
-    device.pool.Commit(sequence.table, sequence.tokens, cached_end, sequence.shareable_tokens);
+    // To share what is decoded takes time that the engine stands still, and is worth it where a
+    // page is full; the rest is shared when the sequence lets go of it.
+    const bool has_prefilled = input_end - row.cached_tokens >= meta;
+    if (has_prefilled || cached_end % shape_.page_tokens == 0) {
+      device.pool.Commit(sequence.table, sequence.tokens, cached_end, sequence.shareable_tokens);
+    } else {
+      device.pool.Advance(sequence.table, cached_end);
+    }
     if (sequence.is_pin()) CommitPin(sequence);
   }
   RemoveEnded();

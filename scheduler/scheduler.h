@@ -281,7 +281,7 @@ class Scheduler {
   void Obey(const Command& command);
 
   // scheduler_ends.cc: what listeners hear, and how things end.
-  void Deliver(const TokenBatch& batch, const std::vector<Sequence*>& sequences);
+  void Deliver(Device& device, const std::vector<Sequence*>& sequences, bool until_a_step_ends);
   void DeliverLeftOver();
   void EndOverdue(TimePoint now);
   TimePoint StallTime(const Sequence& sequence) const;
@@ -315,6 +315,7 @@ class Scheduler {
   bool Claim(Occupancy& occupancy, const Sequence& sequence) const;
   bool IsBlockedByPins(const Device& device, const Sequence& sequence, int tokens) const;
   bool MakeRoom(Device& device, const Sequence& sequence);
+  void CloseTable(Sequence& sequence);
   void Preempt(Sequence& sequence);
   void StartStep(Device& device, TimePoint now);
   void PlanStep(Device& device, TimePoint now);
@@ -339,7 +340,6 @@ class Scheduler {
   std::map<PinId, Pin> pins_;
   int64_t next_pin_ = 1;
   std::vector<Choice> choices_;  // of the sequence that is to be admitted, the best first
-  TokenBatch batch_;             // being delivered
   std::vector<std::unique_ptr<Sequence>> ended_;  // until nothing points at them any more
   SchedulerStats counters_;
   int num_waiting_ = 0;

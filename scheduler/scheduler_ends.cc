@@ -7,9 +7,14 @@
 
 namespace photon {
 
-void Scheduler::Deliver(const TokenBatch& batch, const std::vector<Sequence*>& sequences) {
+// Delivers what a step of `sequences` has published.
+void Scheduler::Deliver(Device& device, const std::vector<Sequence*>& sequences,
+                        bool until_a_step_ends) {
+  const TokenBatch& batch = device.published;
   std::vector<SampledToken> tokens;
-  for (const TokenBatch::Event& event : batch.events) {
+  while (device.num_delivered < batch.events.size()) {
+    if (until_a_step_ends && signal_.has_ended()) return;
+    const TokenBatch::Event& event = batch.events[device.num_delivered++];
     Sequence& sequence = *sequences[event.row];
     const bool counts = !sequence.is_probe();
     if (sequence.end.has_value()) {
@@ -41,13 +46,17 @@ void Scheduler::Deliver(const TokenBatch& batch, const std::vector<Sequence*>& s
     // It may have been preempted since the step that these tokens are of.
     if (sequence.end.has_value() && !sequence.running) Forget(sequence);
   }
+  device.published.Clear();
+  device.num_delivered = 0;
 }
 
+// Also of steps that are still being computed, of which the end of another one kept it.
 void Scheduler::DeliverLeftOver() {
   for (const auto& device : devices_) {
-    Deliver(device->left_over, device->left_over_sequences);
-    device->left_over.Clear();
-    device->left_over_sequences.clear();
+    const bool is_over = !device->published_by.empty();
+    Deliver(*device, is_over ? device->published_by : device->step.sequences,
+            /*until_a_step_ends=*/false);
+    device->published_by.clear();
   }
 }
 
@@ -182,7 +191,7 @@ void Scheduler::RemoveEnded() {
   for (const auto& device : devices_) {
     for (std::unique_ptr<Sequence>& sequence : device->running) {
       if (!is_done(sequence)) continue;
-      device->pool.Close(sequence->table);
+      CloseTable(*sequence);
       Unlist(*sequence);
       ended_.push_back(std::move(sequence));
     }

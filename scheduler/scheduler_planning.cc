@@ -326,10 +326,21 @@ bool Scheduler::MakeRoom(Device& device, const Sequence& sequence) {
   return true;
 }
 
-// Its pages stay cached while their memory is not needed, so going on may cost little.
+// What the pages hold stays cached while their memory is not needed.
+void Scheduler::CloseTable(Sequence& sequence) {
+  LatentPool& pool = sequence.device->pool;
+  // Before its first step a copy may still be due.
+  if (!sequence.table.copy.has_value()) {
+    pool.Commit(sequence.table, sequence.tokens, sequence.table.cached_tokens,
+                sequence.shareable_tokens);
+  }
+  pool.Close(sequence.table);
+}
+
+// Going on may cost little: see CloseTable.
 void Scheduler::Preempt(Sequence& sequence) {
   Device& device = *sequence.device;
-  device.pool.Close(sequence.table);
+  CloseTable(sequence);
   sequence.running = false;
   ++sequence.stats.preemptions;
   ++counters_.preemptions;

@@ -72,8 +72,9 @@ struct Scheduler::Device {
   std::vector<std::unique_ptr<Sequence>> running;  // in turn, tenants aside
   Step step;                                       // being planned or computed
   bool computing = false;
-  TokenBatch left_over;  // of the step before, for its sequences
-  std::vector<Sequence*> left_over_sequences;
+  TokenBatch published;                    // by the step that is computed, or by the one before
+  size_t num_delivered = 0;                // of its events
+  std::vector<Sequence*> published_by;     // of the one before
   std::optional<TimePoint> last_step_end;  // while the engine is wanted
   StepSink sink;
   StepThread thread;  // the last member: it uses the engine

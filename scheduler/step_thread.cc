@@ -42,6 +42,19 @@ void TokenBatch::Add(int row, std::span<const SampledToken> sampled, bool last, 
   }
 }
 
+void TokenBatch::Append(const TokenBatch& later) {
+  const int num_tokens = static_cast<int>(tokens.size()), num_top = static_cast<int>(top.size());
+  for (Event event : later.events) {
+    event.first += num_tokens;
+    events.push_back(event);
+  }
+  for (Token token : later.tokens) {
+    token.first_top += num_top;
+    tokens.push_back(token);
+  }
+  top.insert(top.end(), later.top.begin(), later.top.end());
+}
+
 void StepSignal::Raise() {
   {
     std::lock_guard lock(mutex_);
@@ -93,10 +106,15 @@ void StepThread::Publish(int row, std::span<const SampledToken> tokens, bool las
 }
 
 std::optional<StepResult> StepThread::Take(TokenBatch& batch) {
-  batch.Clear();
   std::lock_guard lock(signal_->mutex_);
   if (IsReady()) --signal_->num_ready_;
-  std::swap(batch, published_);
+  if (batch.events.empty()) {
+    std::swap(batch, published_);
+  } else {
+    batch.Append(published_);
+  }
+  published_.Clear();
+  if (result_.has_value()) --signal_->num_ended_;
   return std::exchange(result_, std::nullopt);
 }
 
@@ -119,6 +137,7 @@ void StepThread::Run() {
       std::lock_guard done(signal_->mutex_);
       if (!IsReady()) ++signal_->num_ready_;
       result_ = std::move(result);
+      ++signal_->num_ended_;
     }
     signal_->changed_.notify_one();
     lock.lock();

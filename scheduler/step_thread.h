@@ -2,6 +2,7 @@
 // written while it does.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <mutex>
 #include <optional>
@@ -37,6 +38,7 @@ struct TokenBatch {
 
   void Clear();
   void Add(int row, std::span<const SampledToken> sampled, bool last, TimePoint time);
+  void Append(const TokenBatch& later);
 };
 
 // How a step ended.
@@ -54,6 +56,9 @@ class StepSignal {
   void Wait();
   void Raise();
 
+  // Whether a step has ended whose result was not taken yet.
+  bool has_ended() const { return num_ended_.load(std::memory_order_relaxed) > 0; }
+
  private:
   friend class StepThread;
 
@@ -61,6 +66,7 @@ class StepSignal {
   std::condition_variable changed_;
   int num_ready_ ABSL_GUARDED_BY(mutex_) = 0;  // threads that have something
   bool raised_ ABSL_GUARDED_BY(mutex_) = false;
+  std::atomic<int> num_ended_ = 0;
 };
 
 // Runs one step at a time. Start() and Take() are called by one thread, Publish() by the engine
@@ -78,7 +84,7 @@ class StepThread {
   // Hands tokens over to Take().
   void Publish(int row, std::span<const SampledToken> tokens, bool last);
 
-  // Replaces `batch` by what the step has published since the last call; returns the result if it
+  // Appends to `batch` what the step has published since the last call; returns the result if it
   // has ended.
   std::optional<StepResult> Take(TokenBatch& batch);
 

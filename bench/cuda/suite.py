@@ -186,7 +186,7 @@ def profile(options, scratch):
     engine = Photon(options, scratch)
     profiles = []
     for batch in (1, 1024):
-        done = engine.run(ncu, "--metrics", "gpu__time_duration.sum", "--csv", "--clock-control", "none", "--launch-count", 2500,
+        done = engine.run(ncu, "--metrics", "gpu__time_duration.sum", "--csv", "--clock-control", "none", "--cache-control", "none", "--launch-count", 2500,
                           engine.bundle / "photon-engine-bench", "--no-graphs", "--device", "cuda", "--model",
                           engine.model("photon-600m"), "--batches", batch, "--context", 0, "--steps", 1, "--repeats", 1)
         profiles.append({"model": "photon-600m", "batch": batch, "kernels": kernel_shares(done.stdout),

@@ -25,13 +25,16 @@ constexpr int kMinComputeCapability = 8;
 // The one on which cuBLASLt multiplies e4m3 matrices with a scale for each row.
 constexpr int kQuantizedMajor = 9, kQuantizedMinor = 0;
 
-// Numbers of rows that decoding is recorded for: steps of a half up to 4, then two per power of
-// two.
+// Numbers of rows that decoding is recorded for: two for each power of two, and four from 16 on,
+// so that at most a fifth of a large step is computed for nobody.
 std::vector<int> RowBuckets(int max_rows) {
   std::vector<int> buckets;
   for (int power = 1; power < max_rows; power *= 2) {
-    buckets.push_back(power);
-    if (power >= 2 && power / 2 * 3 < max_rows) buckets.push_back(power / 2 * 3);
+    const int parts = power < 2 ? 1 : power < 16 ? 2 : 4;
+    for (int part = 0; part < parts; ++part) {
+      const int rows = power + power / parts * part;
+      if (rows < max_rows) buckets.push_back(rows);
+    }
   }
   buckets.push_back(max_rows);
   return buckets;

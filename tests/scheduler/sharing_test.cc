@@ -83,6 +83,29 @@ TEST(Sharing, AConversationGoesOnFromWhatWasGenerated) {
   }
 }
 
+TEST(Sharing, WhatIsDecodedIsSharedWhenItsPageIsFullOrItsSequenceEnds) {
+  Harness h(WidePages());
+  const auto cached_of = [&](const Record& record, int tokens) {
+    std::vector<TokenId> text = Prompt(4);
+    text.insert(text.end(), record->tokens.begin(), record->tokens.end());
+    text.resize(tokens);
+    const Record asked = h.Start(Request(text, 1));
+    h.Finish({asked});
+    return asked->stats.cached_tokens;
+  };
+  SequenceId id{};
+  const Record running = h.Start(Request(Prompt(4), 60), &id);
+  h.Step(2);  // twelve tokens are in its page, eight of them since the step that prefilled
+  ASSERT_THAT(running->tokens, SizeIs(8));
+  EXPECT_EQ(cached_of(running, 12), 4);  // the last meta-context of eight is computed again
+  while (running->tokens.size() < 16) h.Step();
+  EXPECT_EQ(cached_of(running, 17), 16);
+  while (running->tokens.size() < 24) h.Step();
+  h.scheduler->Cancel(id);
+  h.Finish({running});
+  EXPECT_EQ(cached_of(running, 28), 24);
+}
+
 TEST(Sharing, PredictionsOfRecGenStayWithTheirSequence) {
   Harness h(WidePages());
   SequenceRequest request = Request(Prompt(16), 32);
