@@ -27,6 +27,7 @@ absl::Status IdleEngine::Step(std::span<const PageCopy> /*copies*/, std::span<co
           .logprob = -1};
       is_done_[r] = !sink.OnTokens(static_cast<int>(r), {&token, 1});
     }
+    sink.OnSlotEnd();
   }
   return absl::OkStatus();
 }

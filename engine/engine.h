@@ -86,6 +86,10 @@ class TokenSink {
   // slots, does not report them, and does not extend its cache by this meta-context. Called on the
   // thread that called Step(), or on one engine thread; must not block.
   virtual bool OnTokens(int row, std::span<const SampledToken> tokens) = 0;
+
+  // All rows' tokens of a slot, or of several that end together, were reported, and may be passed
+  // on together. At a step's end there may be no call.
+  virtual void OnSlotEnd() {}
 };
 
 // Copy-on-write: the content of `from` is written over `to`, both inside one engine.

@@ -66,8 +66,12 @@ bool Scheduler::StepSink::OnTokens(int row, std::span<const SampledToken> tokens
   sequence.exhausted = stop != tokens.end() || tokens.size() == room;
   if (stop != tokens.end()) tokens = tokens.first(stop - tokens.begin() + 1);
   for (const SampledToken& token : tokens) sequence.sampled.push_back(token.token);
-  device_->thread.Publish(row, tokens, sequence.exhausted);
+  device_->thread.Report(row, tokens, sequence.exhausted);
   return !sequence.exhausted;
+}
+
+void Scheduler::StepSink::OnSlotEnd() {
+  device_->thread.Publish();
 }
 
 absl::StatusOr<std::unique_ptr<Scheduler>> Scheduler::Create(std::span<Engine* const> engines,
@@ -229,7 +233,8 @@ absl::Status Scheduler::AwaitStep(bool watch_inbox) {
     std::lock_guard lock(mutex_);
     watches_inbox_ = false;
   }
-  PublishStats();
+  // While all is well the next round does, when it has given the engine work.
+  if (!status.ok()) PublishStats();
   return status;
 }
 

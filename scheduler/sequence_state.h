@@ -10,30 +10,31 @@
 
 namespace photon {
 
+// What every step looks at comes first, close together: between two steps of many rows most of the
+// time goes into waiting for it to come from memory.
 struct Scheduler::Sequence {
   SequenceId id{};
-  SequenceRequest request;                     // the prompt has moved to `tokens`
-  std::unique_ptr<SequenceListener> listener;  // until it has heard the end
-  std::vector<TokenId> tokens;                 // prompt and output, as of the last step
-  bool running = false;                        // rather than waiting
-  // Where the sequence runs; that of one which only fills the cache is known from the beginning.
-  Device* device = nullptr;
-  PageTable table;           // open while the sequence is running
-  int64_t waiting_cost = 0;  // while it is not: what is left to do
-  SequenceStats stats;       // as the listener heard it
+  bool running = false;            // rather than waiting
+  bool leaving = false;            // the engine is done with it; the listener may not be yet
+  std::optional<SequenceEnd> end;  // once it is decided
+  // In the step that is computed now.
+  bool in_step = false;
+  bool exhausted = false;          // the engine's thread: the output ended with the last sampled
+  std::atomic<bool> stop = false;  // its row wants no more. Any thread
   // Of `tokens`, those whose place in the cache is what a prefill would give. All of them, but for
   // kRecGen.
   int shareable_tokens = 0;
-  std::optional<SequenceEnd> end;         // once it is decided
-  bool leaving = false;                   // the engine is done with it; the listener may not be yet
-  std::optional<TimePoint> paused;        // since when
-  std::optional<ComingPrefix> waits_for;  // that another sequence prefills
-
-  // In the step that is computed now.
-  bool in_step = false;
-  std::atomic<bool> stop = false;  // its row wants no more. Any thread
-  std::vector<TokenId> sampled;    // the engine's thread, until the step ends
-  bool exhausted = false;          // likewise: the output ended with the last of them
+  std::vector<TokenId> tokens;      // prompt and output, as of the last step
+  std::vector<TokenId> sampled;     // the engine's thread, until the step ends
+  std::optional<TimePoint> paused;  // since when
+  // Where the sequence runs; that of one which only fills the cache is known from the beginning.
+  Device* device = nullptr;
+  PageTable table;                             // open while the sequence is running
+  std::unique_ptr<SequenceListener> listener;  // until it has heard the end
+  SequenceStats stats;                         // as the listener heard it
+  SequenceRequest request;                     // the prompt has moved to `tokens`
+  int64_t waiting_cost = 0;                    // while it does not run: what is left to do
+  std::optional<ComingPrefix> waits_for;       // that another sequence prefills
 
   bool is_pin() const { return request.pin_until.has_value(); }
   bool is_probe() const { return request.probed_device.has_value(); }
@@ -50,6 +51,7 @@ class Scheduler::StepSink : public TokenSink {
   explicit StepSink(Device* device) : device_(device) {}
 
   bool OnTokens(int row, std::span<const SampledToken> tokens) override;
+  void OnSlotEnd() override;
 
  private:
   Device* const device_;

@@ -42,7 +42,11 @@ void TokenBatch::Add(int row, std::span<const SampledToken> sampled, bool last, 
   }
 }
 
-void TokenBatch::Append(const TokenBatch& later) {
+void TokenBatch::TakeOver(TokenBatch& later) {
+  if (events.empty()) {
+    std::swap(*this, later);
+    return later.Clear();
+  }
   const int num_tokens = static_cast<int>(tokens.size()), num_top = static_cast<int>(top.size());
   for (Event event : later.events) {
     event.first += num_tokens;
@@ -53,6 +57,7 @@ void TokenBatch::Append(const TokenBatch& later) {
     tokens.push_back(token);
   }
   top.insert(top.end(), later.top.begin(), later.top.end());
+  later.Clear();
 }
 
 void StepSignal::Raise() {
@@ -93,13 +98,18 @@ void StepThread::Start(std::span<const PageCopy> copies, std::span<const Row> ro
   step_started_.notify_one();
 }
 
-void StepThread::Publish(int row, std::span<const SampledToken> tokens, bool last) {
-  const TimePoint now = clock_->Now();
+void StepThread::Report(int row, std::span<const SampledToken> tokens, bool last) {
+  if (reported_.events.empty()) report_time_ = clock_->Now();
+  reported_.Add(row, tokens, last, report_time_);
+}
+
+void StepThread::Publish() {
+  if (reported_.events.empty()) return;
   bool was_ready = false;
   {
     std::lock_guard lock(signal_->mutex_);
     was_ready = IsReady();
-    published_.Add(row, tokens, last, now);
+    published_.TakeOver(reported_);
     if (!was_ready) ++signal_->num_ready_;
   }
   if (!was_ready) signal_->changed_.notify_one();
@@ -108,12 +118,7 @@ void StepThread::Publish(int row, std::span<const SampledToken> tokens, bool las
 std::optional<StepResult> StepThread::Take(TokenBatch& batch) {
   std::lock_guard lock(signal_->mutex_);
   if (IsReady()) --signal_->num_ready_;
-  if (batch.events.empty()) {
-    std::swap(batch, published_);
-  } else {
-    batch.Append(published_);
-  }
-  published_.Clear();
+  batch.TakeOver(published_);
   if (result_.has_value()) --signal_->num_ended_;
   return std::exchange(result_, std::nullopt);
 }
@@ -136,6 +141,7 @@ void StepThread::Run() {
     {
       std::lock_guard done(signal_->mutex_);
       if (!IsReady()) ++signal_->num_ready_;
+      published_.TakeOver(reported_);
       result_ = std::move(result);
       ++signal_->num_ended_;
     }

@@ -38,7 +38,8 @@ struct TokenBatch {
 
   void Clear();
   void Add(int row, std::span<const SampledToken> sampled, bool last, TimePoint time);
-  void Append(const TokenBatch& later);
+  // Appends what `later` has, and empties it.
+  void TakeOver(TokenBatch& later);
 };
 
 // How a step ended.
@@ -69,8 +70,8 @@ class StepSignal {
   std::atomic<int> num_ended_ = 0;
 };
 
-// Runs one step at a time. Start() and Take() are called by one thread, Publish() by the engine
-// inside a step.
+// Runs one step at a time. Start() and Take() are called by one thread, Report() and Publish() by
+// the engine inside a step.
 class StepThread {
  public:
   // All outlive the object. `signal` tells when there is something to take.
@@ -81,8 +82,9 @@ class StepThread {
   // Begins a step; what it is given is borrowed until Take() has returned its result.
   void Start(std::span<const PageCopy> copies, std::span<const Row> rows, TokenSink* sink);
 
-  // Hands tokens over to Take().
-  void Publish(int row, std::span<const SampledToken> tokens, bool last);
+  // Keeps tokens for Publish(), which hands them over to Take(); a step's end does, too.
+  void Report(int row, std::span<const SampledToken> tokens, bool last);
+  void Publish();
 
   // Appends to `batch` what the step has published since the last call; returns the result if it
   // has ended.
@@ -105,6 +107,8 @@ class StepThread {
   std::span<const Row> rows_ ABSL_GUARDED_BY(mutex_);
   TokenSink* sink_ ABSL_GUARDED_BY(mutex_) = nullptr;  // of the step to run
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  TokenBatch reported_;    // the engine's
+  TimePoint report_time_;  // of the first of them
   TokenBatch published_ ABSL_GUARDED_BY(signal_->mutex_);
   std::optional<StepResult> result_ ABSL_GUARDED_BY(signal_->mutex_);
   std::thread thread_;  // the last member: it uses the others

@@ -37,9 +37,13 @@ class Programs:
 
     def load(self, clients, report, *arguments):
         o = self.options
-        return self.start("photon-serving-bench", "--prompt-tokens", o.prompt_tokens, "--output-tokens", o.output_tokens,
-                          "--mode", o.mode, "--clients", *clients, "--repeats", 1, "--warm-up", o.warm_up, "--json", report,
+        return self.start("photon-serving-bench", "--mode", o.mode, "--clients", *clients, "--warm-up", o.warm_up, "--json", report,
                           *arguments, stdout=subprocess.DEVNULL)
+
+    def loops(self, clients, report, *arguments):
+        o = self.options
+        return self.load(clients, report, "--prompt-tokens", o.prompt_tokens, "--output-tokens", o.output_tokens,
+                         "--repeats", 1, *arguments)
 
 
 def finish(*processes):
@@ -66,7 +70,7 @@ def engine_alone(programs, scratch):
     """{streams: the engine alone, and the scheduler over it in its process}"""
     o = programs.options
     report = scratch / "alone.json"
-    finish(programs.load(o.streams, report, "--in-process", "--device", "cuda", "--model", o.checkpoint, "--max-rows", o.max_rows,
+    finish(programs.loops(o.streams, report, "--in-process", "--device", "cuda", "--model", o.checkpoint, "--max-rows", o.max_rows,
                          "--kv-memory", o.kv_memory, "--workloads", "overhead", "--seconds", o.seconds))
     variants = json.loads(report.read_text())["workloads"][0]["variants"]
     # In the order of the numbers of streams.
@@ -81,7 +85,7 @@ def served(programs, scratch, streams, grpc, http):
     # They start within a second of each other; the window lies inside of all of theirs.
     margin = 1.0
     began = time.monotonic()
-    loads = [programs.load([share], report, "--server", grpc, "--workloads", "throughput", "--connections",
+    loads = [programs.loops([share], report, "--server", grpc, "--workloads", "throughput", "--connections",
                            min(share, o.connections), "--seconds", o.seconds + 2 * margin)
              for share, report in zip(shares, reports)]
     time.sleep(max(0.0, began + o.warm_up + margin - time.monotonic()))
@@ -94,7 +98,8 @@ def served(programs, scratch, streams, grpc, http):
     steps = end.since(begin, "photon_step_duration_seconds_count")
     tokens = end.since(begin, "photon_generation_tokens_total")
     slots = tokens + end.since(begin, "photon_wasted_slots_total")
-    row = {"tokens_per_second": tokens / seconds, "slots_per_second": slots / seconds, "steps_per_second": steps / seconds,
+    row = {"rows_per_step": end.since(begin, "photon_step_rows_sum") / max(steps, 1),
+           "tokens_per_second": tokens / seconds, "slots_per_second": slots / seconds, "steps_per_second": steps / seconds,
            "step_ms": 1e3 * end.since(begin, "photon_step_duration_seconds_sum") / max(steps, 1),
            "host_ms_per_step": 1e3 * end.since(begin, "photon_host_seconds_total") / max(steps, 1),
            "load_generators": processes,
@@ -103,6 +108,15 @@ def served(programs, scratch, streams, grpc, http):
         row[f"{name}_p50"] = statistics.median(call[f"{name}_p50"] for call in calls)
         row[f"{name}_p99"] = max(call[f"{name}_p99"] for call in calls)
     return row
+
+
+def first_token(programs, scratch, prompt, grpc):
+    """Of one call alone, the median of eleven prompts of the same length and other texts."""
+    report = scratch / "first.json"
+    finish(programs.load([1], report, "--server", grpc, "--workloads", "together", "--prompt-tokens", prompt, "--output-tokens",
+                         programs.options.output_tokens, "--repeats", 11))
+    median = json.loads(report.read_text())["workloads"][0]["variants"][0]["median"]
+    return {"prompt": prompt, "ttft_ms": median["ttft_ms_p50"], "cached_percent": median["cached_percent"]}
 
 
 def main():
@@ -120,13 +134,15 @@ def main():
     parser.add_argument("--connections", type=int, default=8, help="of each")
     parser.add_argument("--warm-up", type=float, default=3)
     parser.add_argument("--seconds", type=float, default=6)
+    parser.add_argument("--first-token", type=int, nargs="*", default=[], help="prompts until whose first token is measured, too")
     parser.add_argument("--no-alone", dest="alone", action="store_false", help="the server only")
     parser.add_argument("--json", type=pathlib.Path, required=True)
     options = parser.parse_args()
 
     programs = Programs(options)
     grpc, http = "127.0.0.1:7100", "127.0.0.1:7101"
-    report = {"command": " ".join(sys.argv), "devices": options.devices, "processors": os.cpu_count(), "rows": []}
+    report = {"command": " ".join(sys.argv), "devices": options.devices, "processors": os.cpu_count(), "rows": [],
+              "first_token": []}
     with tempfile.TemporaryDirectory() as name:
         scratch = pathlib.Path(name)
         alone = engine_alone(programs, scratch) if options.alone else {}
@@ -145,6 +161,9 @@ def main():
                     if server.poll() is not None or time.monotonic() > until:
                         sys.exit(f"the server did not start: see {log.name}")
                     time.sleep(0.2)
+            for prompt in options.first_token:
+                report["first_token"].append(first_token(programs, scratch, prompt, grpc))
+                print(report["first_token"][-1], flush=True)
             for streams in options.streams:
                 row = {"streams": streams, "served": served(programs, scratch, streams, grpc, http)}
                 line = f"{streams} streams: served {row['served']['tokens_per_second']:,.0f} tokens/s"

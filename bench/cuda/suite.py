@@ -33,6 +33,8 @@ ROOT = HERE.parents[1]
 MODELS = ("photon-600m", "photon-1.2b")
 CONTEXTS = (128, 1152, 4096, 16384, 32768)
 BATCHES = (1, 4, 16, 64, 256, 1024, 2048)
+# Prompts until whose first token is measured.
+FIRST_TOKENS = (128, 1024, 8192)
 # Tokens in, tokens out.
 REGIMES = {"PF": (2048, 128), "DE": (128, 2048)}
 
@@ -134,9 +136,10 @@ def python_stage(options, scratch, script, *arguments):
 
 def transformer(options, scratch):
     if options.smoke:
-        return python_stage(options, scratch, "transformer.py", "--no-compile", "--contexts", 32, "--batches", 1, 2,
+        return python_stage(options, scratch, "transformer.py", "--no-compile", "--first-token", 16, "--contexts", 32, "--batches", 1, 2,
                             "--prompt", 16, "--prefill-tokens", 32, "--steps", 2, "--repeats", 1)
-    return python_stage(options, scratch, "transformer.py", "--contexts", *CONTEXTS, "--batches", 1, 16, 64, 256, 512)
+    return python_stage(options, scratch, "transformer.py", "--contexts", *CONTEXTS, "--batches", 1, 16, 64, 256, 512, 1024,
+                        "--first-token", *FIRST_TOKENS)
 
 
 def vanilla_regimes(options, scratch):

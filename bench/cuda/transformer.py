@@ -4,7 +4,8 @@
     transformer.py --model photon-600m --attention mha gqa --contexts 1152 --batches 1 16 256 --json OUT.json
 
 Decoding: one step of `batch` sequences that all hold `context` tokens, captured as a CUDA graph with greedy sampling
-inside and replayed. Prefill: prompts of --prompt tokens, as many as fill the card. Regimes: --regimes IN,OUT runs
+inside and replayed. Prefill: prompts of --prompt tokens, as many as fill the card, and one of each of --first-token
+tokens alone, until its first token is there. Regimes: --regimes IN,OUT runs
 whole requests; the graph of a step is captured anew every 256 tokens of context. Batches that do not fit the memory
 are left out and said to be. `--device cpu` tries the script out, without graphs.
 """
@@ -164,7 +165,8 @@ class Bench:
             positions = torch.arange(prompt, device=self.options.device)
             seconds = seconds_of(self.options.device, self.options.repeats,
                                  lambda: self.model.forward(tokens, positions, cache, prompt))
-            return {"batch": batch, "prompt": prompt, "tokens_per_second": batch * prompt / seconds}
+            return {"batch": batch, "prompt": prompt, "tokens_per_second": batch * prompt / seconds,
+                    "seconds": seconds}
         return self.guarded(body)
 
     @torch.no_grad()
@@ -208,6 +210,7 @@ def main():
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64, 256, 512])
     parser.add_argument("--prompt", type=int, default=1024)
     parser.add_argument("--prefill-tokens", type=int, default=16384, help="of a prefill's batch")
+    parser.add_argument("--first-token", type=int, nargs="*", default=[], help="prompts that are prefilled alone")
     parser.add_argument("--regimes", nargs="*", default=[], help="IN,OUT of whole requests")
     parser.add_argument("--regime-batches", type=int, nargs="*", default=[64, 256])
     parser.add_argument("--steps", type=int, default=32)
@@ -237,6 +240,8 @@ def main():
         bench = Bench(options, shape)
         batch = max(1, options.prefill_tokens // options.prompt)
         add(shape.name, "prefill", {"batch": batch, "prompt": options.prompt}, bench.prefill(batch, options.prompt))
+        for prompt in options.first_token:
+            add(shape.name, "first-token", {"batch": 1, "prompt": prompt}, bench.prefill(1, prompt))
         for context in options.contexts:
             for batch in options.batches:
                 row = bench.decode(batch, context)

@@ -103,6 +103,7 @@ void RecursiveDecoder<T>::DecodeGroup(int i, std::span<DecodeRow> rows, std::vec
         model_.EmbedForEncoder(rows[r].tokens[unit_slot].token,
                                level.units.data() + (int64_t{r} * chunk_size + j) * unit_width);
       }
+      sink.OnSlotEnd();
       std::erase_if(alive, [&](int r) { return rows[r].ended; });
     } else {
       DecodeGroup(i - 1, rows, alive, unit_slot, level.predictions.data(), sink);
@@ -179,6 +180,7 @@ void RecursiveDecoder<T>::DecodeParallel(std::span<DecodeRow> rows, TokenSink& s
     for (DecodeRow& row : rows) {
       if (!row.ended) Report(row, end, sink);
     }
+    sink.OnSlotEnd();
     if (j + 1 == chunk_size) break;
     std::erase_if(lanes, [&](int lane) { return rows[lane / groups_per_row].ended; });
     for (int lane : lanes) {

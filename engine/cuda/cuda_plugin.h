@@ -13,7 +13,7 @@
 namespace photon {
 
 // Changes with every change of CudaPluginEntries or of a type that passes through them.
-inline constexpr uint32_t kCudaPluginVersion = 4;
+inline constexpr uint32_t kCudaPluginVersion = 5;
 
 inline constexpr char kCudaPluginFile[] = "libphoton_cuda_plugin.so";
 inline constexpr char kCudaPluginSymbol[] = "photon_cuda_plugin";

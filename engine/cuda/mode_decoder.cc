@@ -91,6 +91,7 @@ void ModeDecoder<T>::Follow(Work& work, std::span<DecodeRow> rows, TokenSink& si
     for (size_t r = 0; r < rows.size(); ++r) {
       if (!rows[r].ended) Report(rows[r], static_cast<int>(r), end, sink);
     }
+    sink.OnSlotEnd();
   }
   for (size_t r = 0; r < rows.size(); ++r) {
     const DecodeRow& row = rows[r];

@@ -91,6 +91,7 @@ class FakeEngine : public Engine {
         histories[i].push_back(token.token);
         active[i] = sink.OnTokens(static_cast<int>(i), {&token, 1});
       }
+      sink.OnSlotEnd();
     }
     for (size_t i = 0; i < rows.size(); ++i) {
       if (!active[i]) continue;

@@ -25,6 +25,7 @@ class TwoReports : public FakeEngine {
     const std::vector<TokenLogprob> first = {{.token = 10, .logprob = -1}};
     const std::vector<TokenLogprob> second = {{.token = 20, .logprob = -2}, {21, -3}};
     sink.OnTokens(1, std::array<SampledToken, 2>{{{.token = 1, .top = first}, {.token = 2}}});
+    sink.OnSlotEnd();
     gate.Pass();
     sink.OnTokens(0, std::array<SampledToken, 1>{{{.token = 3, .top = second}}});
     return absl::OkStatus();
@@ -34,9 +35,10 @@ class TwoReports : public FakeEngine {
 
 struct PublishingSink : TokenSink {
   bool OnTokens(int row, std::span<const SampledToken> tokens) override {
-    thread->Publish(row, tokens, row == 0);
+    thread->Report(row, tokens, /*last=*/row == 0);
     return true;
   }
+  void OnSlotEnd() override { thread->Publish(); }
   StepThread* thread = nullptr;
 };
 

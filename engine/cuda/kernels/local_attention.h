@@ -9,7 +9,8 @@ namespace photon::cuda {
 // Each context's next rows.count positions, from rows.first on: normalises and rotates q and k,
 // stores k and v, and attends over positions 0 .. p of the context.
 //   qkv   [contexts * rows.count, Padded((num_heads + 2 * num_kv_heads) * head_dim)]
-//   kv    without page ids; positions before rows.first are in place
+//   kv    without page ids; positions before rows.first are in place, as this function has left
+//         them: the order of a head's elements there is its own
 //   rows  without metas
 //   out   [contexts * rows.count, Padded(num_heads * head_dim)]
 template <typename T>

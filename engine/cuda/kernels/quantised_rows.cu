@@ -73,9 +73,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   const int64_t row = blockIdx.x;
   const __nv_bfloat16* gates = gate_up + row * 2 * width;
   const auto at = [&](int i) -> float4 {
-    const float4 gate = Load4(gates + i), up = Load4(gates + width + i);
-    return {GatedUp(gate.x, up.x), GatedUp(gate.y, up.y), GatedUp(gate.z, up.z),
-            GatedUp(gate.w, up.w)};
+    return GatedUp(Load4(gates + i), Load4(gates + width + i));
   };
   QuantiseRow(width, at, out.data + row * width, out.scales + row, partial);
 }

@@ -271,7 +271,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2)
       if (at >= n / 2) continue;
       const float gate = scaled(total(row, output), at);
       const float up = scaled(total(row, output + kTileRows / 2), n / 2 + at);
-      y[int64_t{row} * (n / 2) + at] = FromFloat<Out>(gate / (1.0f + expf(-gate)) * up);
+      y[int64_t{row} * (n / 2) + at] = FromFloat<Out>(GatedUp(gate, up));
     }
   } else {
     for (int i = threadIdx.x; i < rows * kTileRows; i += kWarps * kWarp) {

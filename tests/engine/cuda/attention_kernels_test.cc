@@ -176,10 +176,19 @@ TYPED_TEST(AttentionKernels, LocalAttentionPrimesWindowsAndAdvancesThem) {
       const auto cells = cache.Values();
       for (int c = 0; c < contexts; ++c) {
         for (int p = 0; p < window; ++p) {
+          // Keys, then values, of each head, whose elements are in an order of the kernel's own.
           const int width = 2 * attention.kv_dim();
-          for (int i = 0; i < width; ++i) {
-            const double value = ToDouble(cells[c * stride + p * width + i]);
-            ASSERT_NEAR(value, stored[c][p][i], 0x1p-7 * std::abs(stored[c][p][i]) + 1e-5);
+          for (int head = 0; head < width; head += h.dim) {
+            Doubles found,
+                expected_head(stored[c][p].begin() + head, stored[c][p].begin() + head + h.dim);
+            for (int i = 0; i < h.dim; ++i) {
+              found.push_back(ToDouble(cells[c * stride + p * width + head + i]));
+            }
+            std::sort(found.begin(), found.end());
+            std::sort(expected_head.begin(), expected_head.end());
+            for (int i = 0; i < h.dim; ++i) {
+              ASSERT_NEAR(found[i], expected_head[i], 0x1p-7 * std::abs(expected_head[i]) + 1e-5);
+            }
           }
         }
         const T next_layer = cells[c * stride + window * 2 * attention.kv_dim()];
