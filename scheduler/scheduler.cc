@@ -171,12 +171,9 @@ absl::Status Scheduler::RunStep() {
   TakeInbox();
   const TimePoint now = clock_->Now();
   EndOverdue(now);
-  RemoveEnded();
   const size_t num_ended = ended_.size();
   const int64_t num_preempted = counters_.preemptions;
   Admit();
-  // What was cached already ends there, and must not be preempted.
-  RemoveEnded();
   size_t num_computing = 0;
   for (const auto& device : devices_) {
     if (!device->computing) StartStep(*device, now);
@@ -193,7 +190,9 @@ absl::Status Scheduler::RunStep() {
   }
   idle_ = false;
 
-  // While the engines compute: the steps before are written out, the next ones prepared.
+  // While the engines compute: what has ended lets go of its pages, the steps before are written
+  // out, the next ones prepared.
+  RemoveEnded();
   PublishStats();
   DeliverLeftOver();
   if (num_computing == devices_.size()) {
@@ -306,17 +305,16 @@ absl::Status Scheduler::Commit(Device& device, const StepResult& result) {
                                                 sequence.num_tokens(), ", expected ", boundary));
       }
     }
-    // To share what is decoded takes time that the engine stands still, and is worth it where a
-    // page is full; the rest is shared when the sequence lets go of it.
+    // To share pages takes time that the engine stands still. What is decoded is shared when its
+    // sequence lets go of it.
     const bool has_prefilled = input_end - row.cached_tokens >= meta;
-    if (has_prefilled || cached_end % shape_.page_tokens == 0) {
+    if (has_prefilled) {
       device.pool.Commit(sequence.table, sequence.tokens, cached_end, sequence.shareable_tokens);
     } else {
       device.pool.Advance(sequence.table, cached_end);
     }
     if (sequence.is_pin()) CommitPin(sequence);
   }
-  RemoveEnded();
   return absl::OkStatus();
 }
 

@@ -294,7 +294,7 @@ class Scheduler {
   void Unlist(Sequence& sequence);
   void Forget(Sequence& sequence);
   void EndEverything(SequenceEnd end);
-  void RemoveEnded();
+  bool RemoveEnded();
   void RemovePin(PinId pin);
 
   // scheduler_stats.cc: what it says of itself.

@@ -184,7 +184,9 @@ void Scheduler::EndEverything(SequenceEnd end) {
   RemoveEnded();
 }
 
-void Scheduler::RemoveEnded() {
+// Sequences that have ended let go of their pages. True: there were any.
+bool Scheduler::RemoveEnded() {
+  const size_t num_ended = ended_.size();
   const auto is_done = [](const std::unique_ptr<Sequence>& sequence) {
     return !sequence->in_step && (sequence->end.has_value() || sequence->leaving);
   };
@@ -197,6 +199,7 @@ void Scheduler::RemoveEnded() {
     }
     std::erase(device->running, nullptr);
   }
+  return ended_.size() != num_ended;
 }
 
 void Scheduler::RemovePin(PinId pin) {

@@ -244,7 +244,8 @@ bool Scheduler::OpenTable(Sequence& sequence) {
     // What a step computes cannot be preempted.
     return !choice.device->computing && MakeRoom(*choice.device, sequence) && open(choice);
   };
-  if (!std::any_of(choices_.begin(), choices_.end(), open) &&
+  const auto open_any = [&] { return std::any_of(choices_.begin(), choices_.end(), open); };
+  if (!open_any() && !(RemoveEnded() && open_any()) &&
       !(options_.preempt_for_fairness &&
         std::any_of(choices_.begin(), choices_.end(), make_room))) {
     return false;
@@ -372,7 +373,7 @@ void Scheduler::PlanStep(Device& device, TimePoint now) {
   // Sequences of one priority and tenant, in turn.
   std::map<LaneKey, std::vector<Sequence*>> lanes;
   for (const auto& sequence : device.running) {
-    if (sequence->paused.has_value() || sequence->end.has_value()) continue;
+    if (sequence->paused.has_value() || sequence->end.has_value() || sequence->leaving) continue;
     lanes[{sequence->request.priority, sequence->request.tenant}].push_back(sequence.get());
   }
   using Iterator = std::vector<Sequence*>::iterator;
@@ -437,6 +438,7 @@ bool Scheduler::PlanRow(Sequence& sequence, int& prefill_budget, TimePoint now) 
 bool Scheduler::GrowTable(Sequence& sequence, int tokens) {
   Device& device = *sequence.device;
   while (!device.pool.Grow(sequence.table, tokens)) {
+    if (RemoveEnded()) continue;
     if (IsBlockedByPins(device, sequence, tokens)) {
       Preempt(sequence);
       return false;
