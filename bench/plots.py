@@ -191,8 +191,8 @@ def report(path, out):
 
 
 def cuda(data, out):
-    """Of bench/cuda/suite.py: data/cuda/MODEL/STAGE.json."""
-    folders = sorted(path for path in (data / "cuda").iterdir() if (path / "photon.json").exists())
+    """Of bench/cuda/suite.py: data/cuda/CARD/MODEL/STAGE.json, of the card that was measured last."""
+    folders = sorted((data / "cuda/h200").iterdir())
     for folder in folders:
         reports = json.loads((folder / "photon.json").read_text())["reports"]
         figure, (by_batch, by_context) = panels(2)
@@ -212,7 +212,7 @@ def cuda(data, out):
                               style, color="0.5", label=f"Transformer, {attention}")
                 by_context.plot(*zip(*[(row["context"], row["tokens_per_second"]) for row in mine if row["batch"] == 64]),
                                 style, color="0.5", label=f"Transformer, {attention}")
-        by_batch.set(yscale="log", title=f"{folder.name}: decoded at context 1,152, tokens/s", xlabel="sequences")
+        by_batch.set(yscale="log", title=f"{folder.name}, H200: decoded at context 1,152, tokens/s", xlabel="sequences")
         by_context.set(yscale="log", title="64 sequences, tokens/s", xlabel="context, tokens")
         for axis in (by_batch, by_context):
             axis.set_xscale("log", base=2)

@@ -114,7 +114,7 @@ def first_token(programs, scratch, prompt, grpc):
     """Of one call alone, the median of eleven prompts of the same length and other texts."""
     report = scratch / "first.json"
     finish(programs.load([1], report, "--server", grpc, "--workloads", "together", "--prompt-tokens", prompt, "--output-tokens",
-                         programs.options.output_tokens, "--repeats", 11))
+                         programs.options.output_tokens, "--repeats", 11, "--seed", prompt))
     median = json.loads(report.read_text())["workloads"][0]["variants"][0]["median"]
     return {"prompt": prompt, "ttft_ms": median["ttft_ms_p50"], "cached_percent": median["cached_percent"]}
 

@@ -1,6 +1,6 @@
 // The engine on one NVIDIA GPU (compute capability 8.0 or newer): bf16 or fp32, matrix products of
 // more than a few rows by cuBLASLt, everything else by the kernels in engine/cuda/kernels. Seen
-// running on an H100; for other GPUs it has only been compiled.
+// running on an H100 and an H200; for other GPUs it has only been compiled.
 //
 // It computes what the CPU engine computes, up to rounding: products of another number of rows may
 // sum in another order, so a row's logits in a crowd can differ from those alone in the last bits.
