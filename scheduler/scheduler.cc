@@ -283,6 +283,7 @@ absl::Status Scheduler::Commit(Device& device, const StepResult& result) {
     counters_.step_rows += static_cast<int64_t>(step.rows.size());
   }
   if (device.last_step_end.has_value()) counters_.host_time += result.begin - *device.last_step_end;
+  device.last_step_begin = result.begin;
   device.last_step_end = result.end;
 
   for (size_t i = 0; i < step.rows.size(); ++i) {

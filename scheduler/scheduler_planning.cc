@@ -55,6 +55,11 @@ std::unique_ptr<Scheduler::Sequence> Scheduler::Dequeue(Sequence& sequence) {
 void Scheduler::Admit() {
   if (waiting_.empty()) return;
   Occupancy occupancy = CountOccupancy();
+  TimePoint last_step_begin = TimePoint::max();
+  for (const auto& device : devices_) {
+    last_step_begin = std::min(last_step_begin, device->last_step_begin);
+  }
+  bool has_removed = false;
   std::priority_queue<Turns<Lane::iterator>> turns;
   for (auto& [key, lane] : waiting_) {
     const auto rows = occupancy.by_tenant.find(key.tenant);
@@ -69,6 +74,11 @@ void Scheduler::Admit() {
     Turns<Lane::iterator> turn = turns.top();
     turns.pop();
     Sequence& sequence = *turn.next->second;
+    // One that has come since may go on from what ended in that step, and is to find it shared.
+    if (!has_removed && sequence.stats.submitted >= last_step_begin) {
+      RemoveEnded();
+      has_removed = true;
+    }
     // The device of a pin or a probe may be full while others are not.
     if (!CountChoices(occupancy, sequence) && !sequence.is_bound()) continue;
     ++turn.next;

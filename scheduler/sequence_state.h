@@ -74,9 +74,10 @@ struct Scheduler::Device {
   std::vector<std::unique_ptr<Sequence>> running;  // in turn, tenants aside
   Step step;                                       // being planned or computed
   bool computing = false;
-  TokenBatch published;                    // by the step that is computed, or by the one before
-  size_t num_delivered = 0;                // of its events
-  std::vector<Sequence*> published_by;     // of the one before
+  TokenBatch published;                 // by the step that is computed, or by the one before
+  size_t num_delivered = 0;             // of its events
+  std::vector<Sequence*> published_by;  // of the one before
+  TimePoint last_step_begin = TimePoint::min();
   std::optional<TimePoint> last_step_end;  // while the engine is wanted
   StepSink sink;
   StepThread thread;  // the last member: it uses the engine

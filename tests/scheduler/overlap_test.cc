@@ -123,6 +123,54 @@ TEST(Overlap, CancellationsAreHeardWhileTheEngineComputes) {
   EXPECT_GE(cancelled, 9);
 }
 
+// Ends one of its steps when the gate is opened.
+class HeldUp : public FakeEngine {
+ public:
+  absl::Status Step(std::span<const PageCopy> copies, std::span<const Row> rows,
+                    TokenSink& sink) override {
+    absl::Status status = FakeEngine::Step(copies, rows, sink);
+    if (steps == held_step) gate.Pass();
+    return status;
+  }
+  int held_step = 0;
+  Gate gate;
+};
+
+// A turn of a conversation that comes when the one before was heard to end, in the step that ended
+// it, while another sequence runs.
+TEST(Overlap, WhatEndsInAStepIsSharedWithWhatComesInIt) {
+  HeldUp engine;
+  FakeClock clock;
+  const auto scheduler = *Scheduler::Create(&engine, &clock, {});
+  const auto other = std::make_shared<RecordedSequence>();
+  ASSERT_TRUE(
+      scheduler->Submit(Request(Prompt(4, 500), 100), std::make_unique<RecordingListener>(other))
+          .ok());
+  std::vector<TokenId> text = Prompt(10);
+  const auto hear = [&](std::span<const SampledToken> tokens) {
+    for (const SampledToken& token : tokens) text.push_back(token.token);
+  };
+  bool has_ended = false;
+  const auto end = [&](SequenceEnd) {
+    has_ended = true;
+    engine.gate.Open();
+  };
+  // Two tokens in the first step, after the prompt's tail, and four in each of seven more.
+  ASSERT_TRUE(
+      scheduler->Submit(Request(text, 30), std::make_unique<CallingListener>(hear, end)).ok());
+  engine.held_step = 8;
+  for (int step = 0; step < 8; ++step) ASSERT_TRUE(scheduler->RunStep().ok());
+  ASSERT_TRUE(has_ended);
+
+  const auto next = std::make_shared<RecordedSequence>();
+  ASSERT_TRUE(scheduler->Submit(Request(text, 10), std::make_unique<RecordingListener>(next)).ok());
+  for (int step = 0; step < 10; ++step) ASSERT_TRUE(scheduler->RunStep().ok());
+  scheduler->Flush();
+  ASSERT_TRUE(next->end.has_value());
+  EXPECT_FALSE(other->end.has_value());
+  EXPECT_EQ(next->stats.cached_tokens, 32);  // whole pages of its 40
+}
+
 TEST(Overlap, HostTimeIsWhenTheEngineStandsStillThoughThereIsWork) {
   Harness h;
   h.engine.on_step = [&](std::span<const Row>) {

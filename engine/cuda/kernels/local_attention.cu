@@ -10,9 +10,8 @@ constexpr int kThreads = 128;  // of a block
 // Keys that are on their way together.
 constexpr int kTogether = 4;
 // Of one multiprocessor: so many wait for memory together.
-constexpr int MinBlocks(int chunks) {
-  return chunks == 1 ? 7 : 1;
-}
+template <int kChunks>
+constexpr int kMinBlocks = kChunks == 1 ? 7 : 1;
 
 // kPairs elements that are next to each other, as memory has them.
 template <typename T, int kPairs>
@@ -297,7 +296,7 @@ struct LocalContexts {
 // holds together. So lanes meet only in sums. All that a position reads is on its way together, and
 // its own key and value stay in registers.
 template <typename T, int kPairs, int kChunks, int kGroup>
-__global__ void __launch_bounds__(kThreads, MinBlocks(kChunks))
+__global__ void __launch_bounds__(kThreads, kMinBlocks<kChunks>)
     LocalAttention(AttentionShape shape, LocalContexts<T> in) {
   using Pairs = HeadPairs<kPairs, kChunks>;
   using Packs = PackedPairs<T, kPairs, kChunks>;
