@@ -220,8 +220,26 @@ def cuda(data, out):
         save(figure, out / f"cuda-{folder.name}.svg")
 
 
+def served(data, out):
+    """Of bench/cuda/serving.py: the server on a GPU beside its engine alone."""
+    rows = json.loads((data / "cuda/h200/photon-600m/serving.json").read_text())["rows"]
+    streams = [row["streams"] for row in rows]
+    figure, (speed, latency) = panels(2)
+    speed.plot(streams, [row["alone"]["engine_alone_tokens_per_second"] for row in rows], "s:", color="0.5", label="engine alone")
+    speed.plot(streams, [row["served"]["slots_per_second"] for row in rows], "^--", label="served: slots decoded")
+    speed.plot(streams, [row["served"]["tokens_per_second"] for row in rows], "o-", label="served: tokens")
+    for key, label in (("step_ms", "a step"), ("gap_ms_p50", "between tokens, median"), ("queue_ms_p99", "wait for the first step, p99"),
+                       ("ttft_ms_p50", "first token, median")):
+        latency.plot(streams, [row["served"][key] for row in rows], "o-", label=label)
+    speed.set(xscale="log", yscale="log", xlabel="streams", title="photon-server on an H200, tokens/s")
+    latency.set(xscale="log", yscale="log", xlabel="streams", title="ms")
+    for axis in (speed, latency):
+        axis.legend(fontsize=7)
+    save(figure, out / "cuda-served.svg")
+
+
 DRAWN = {"growth": growth, "peers": peers, "quality": quality, "votes": votes, "overhead": overhead,
-         "cuda": cuda}
+         "cuda": cuda, "served": served}
 
 
 def main():
