@@ -232,8 +232,11 @@ absl::Status Scheduler::AwaitStep(bool watch_inbox) {
     std::lock_guard lock(mutex_);
     watches_inbox_ = false;
   }
-  // While all is well the next round does, when it has given the engine work.
-  if (!status.ok()) PublishStats();
+  if (!status.ok()) {
+    PublishStats();
+  } else {
+    PublishCounters();
+  }
   return status;
 }
 

@@ -299,6 +299,7 @@ class Scheduler {
 
   // scheduler_stats.cc: what it says of itself.
   void PublishStats();
+  void PublishCounters();
 
   // scheduler_planning.cc: whose turn it is.
   void Enqueue(std::unique_ptr<Sequence> sequence);
