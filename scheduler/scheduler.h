@@ -183,7 +183,7 @@ class Scheduler {
   // For a sequence of so many tokens, were it submitted now.
   CostEstimate Estimate(int prompt_tokens, int max_tokens) const;
 
-  // As of the last step.
+  // What was done as of the last step's end, what is held as of the last one's begin.
   SchedulerStats stats() const;
   int num_devices() const { return static_cast<int>(devices_.size()); }
 

@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kMaxThreads)
   const float* row = x + blockIdx.x * x_stride;
   Out* to = out + blockIdx.x * out_stride;
   const int first = threadIdx.x * 4, stride = blockDim.x * 4;
-  float4 held[kHeld], weights[kHeld];
+  float4 held[kHeld], weights[kHeld] = {};
   const auto load = [&](const float* from, float4(&vectors)[kHeld]) {
 #pragma unroll
     for (int j = 0; j < kHeld; ++j) {
@@ -41,8 +41,9 @@ __global__ void __launch_bounds__(kMaxThreads)
     scale = 1.0f / sqrtf(BlockSum(squares, partial) / width + eps);
   }
   const auto store = [&](int i, float4 v, float4 w) {
-    if (weight != nullptr)
+    if (weight != nullptr) {
       v = {v.x * scale * w.x, v.y * scale * w.y, v.z * scale * w.z, v.w * scale * w.w};
+    }
     Store4(to + i, v);
   };
 #pragma unroll
